@@ -1,0 +1,1 @@
+//! The archived layout of a message as data.

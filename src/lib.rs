@@ -1,0 +1,2 @@
+//! A zero-copy typed message bus.
+pub mod message;
