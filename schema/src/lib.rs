@@ -5,7 +5,7 @@
 //! variants. It is enough to
 //!
 //! - tell whether two processes mean the same bytes ([`Schema::fingerprint`]),
-//! - say in words where they do not ([`diff`]),
+//! - say in words where they do not (`diff`),
 //! - and read a message without its Rust type (`decode`, with the feature `json`).
 //!
 //! The format described is rkyv's with little-endian numbers, natural alignment and 32-bit relative

@@ -42,7 +42,7 @@ pub const fn assert_field<T: Field>() {}
 ///
 /// # Errors
 ///
-/// As [`encode`](super::encode).
+/// As `message::encode`.
 pub fn to_bytes<T: ShmMessage>(value: &T) -> Result<rkyv::util::AlignedVec<64>, EncodeError> {
     let mut counter = SlotWriter::counting();
     codec::encode(value, &mut counter)?;
@@ -62,7 +62,7 @@ pub fn to_bytes<T: ShmMessage>(value: &T) -> Result<rkyv::util::AlignedVec<64>, 
 ///
 /// # Errors
 ///
-/// As [`check`](super::check).
+/// As `message::check`.
 pub fn access<T: ShmMessage>(bytes: &[u8]) -> Result<&T::Archived, InvalidMessage> {
     codec::check::<T>(bytes)
 }
@@ -71,7 +71,7 @@ pub fn access<T: ShmMessage>(bytes: &[u8]) -> Result<&T::Archived, InvalidMessag
 ///
 /// # Errors
 ///
-/// As [`to_owned`](super::to_owned).
+/// As `message::to_owned`.
 pub fn to_owned<T: ShmMessage>(archived: &T::Archived) -> Result<T, super::CodecError> {
     codec::to_owned::<T>(archived)
 }

@@ -28,7 +28,7 @@ pub struct Scratch(Option<Taken>);
 
 /// # Invariant
 ///
-/// `arena` came from `Box::into_raw`, is owned by this struct, and is used by nothing but `handle`.
+/// `arena` came from `Box::leak`, is owned by this struct, and is used by nothing but `handle`.
 struct Taken {
     handle: ArenaHandle<'static>,
     arena: NonNull<Arena>,
@@ -41,7 +41,7 @@ impl Scratch {
         let kept = ARENA.try_with(Cell::take).ok().flatten();
         let arena = NonNull::from(Box::leak(kept.unwrap_or_default()));
         // SAFETY: the box was just leaked, so the arena is valid and nothing else refers to it. The
-        // borrow ends before the arena is freed: `Taken` drops the handle first.
+        // borrow is not used after the arena was given back, see `drop`.
         let borrowed: &'static mut Arena = unsafe { &mut *arena.as_ptr() };
         Taken {
             handle: borrowed.acquire(),
@@ -53,10 +53,10 @@ impl Scratch {
 impl Drop for Scratch {
     #[inline]
     fn drop(&mut self) {
-        if let Some(Taken { handle, arena }) = self.0.take() {
-            drop(handle);
-            // SAFETY: `arena` came from `Box::into_raw` and is owned here (invariant); the only
-            // borrow of it was `handle`, which is gone.
+        // The handle, which has nothing to drop, ends here.
+        if let Some(Taken { handle: _, arena }) = self.0.take() {
+            // SAFETY: `arena` came from a leaked box and is owned here (invariant); the only borrow
+            // of it was the handle, which is not used again.
             let arena = unsafe { Box::from_raw(arena.as_ptr()) };
             // While the thread ends, there is nothing to give it back to, and it is freed.
             let _ = ARENA.try_with(move |kept| kept.set(Some(arena)));
