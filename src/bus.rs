@@ -42,7 +42,11 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Config { max_message: 1 << 20, memory_limit: 256 << 20, wait: Wait::Adaptive }
+        Config {
+            max_message: 1 << 20,
+            memory_limit: 256 << 20,
+            wait: Wait::Adaptive,
+        }
     }
 }
 
@@ -57,7 +61,14 @@ impl Config {
         let place = Place::open(name)?;
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let socket = format!("node-{}-{number}", std::process::id());
-        Bus::start(Reach::Name { name: name.to_owned(), place, socket }, self)
+        Bus::start(
+            Reach::Name {
+                name: name.to_owned(),
+                place,
+                socket,
+            },
+            self,
+        )
     }
 
     /// Starts a child with this configuration; see [`Bus::spawn`].
@@ -92,7 +103,9 @@ impl Config {
     /// As [`Bus::from_parent`].
     pub fn from_parent(self) -> Result<Bus, OpenError> {
         static TAKEN: AtomicBool = AtomicBool::new(false);
-        let fd = std::env::var(PARENT).ok().and_then(|v| v.parse::<RawFd>().ok());
+        let fd = std::env::var(PARENT)
+            .ok()
+            .and_then(|v| v.parse::<RawFd>().ok());
         let fd = fd.filter(|fd| *fd > 2).ok_or(OpenError::NoParent)?;
         if TAKEN.swap(true, Ordering::Relaxed) || !crate::sys::socket::is_open(fd) {
             return Err(OpenError::NoParent);
@@ -104,7 +117,9 @@ impl Config {
             std::mem::forget(socket);
             return Err(OpenError::NoParent);
         }
-        socket.set_close_on_exec(true).map_err(OpenError::system("mark the parent's link"))?;
+        socket
+            .set_close_on_exec(true)
+            .map_err(OpenError::system("mark the parent's link"))?;
         let bus = Bus::start(Reach::Inherited, self)?;
         bus.shared.node.adopt(socket)?;
         Ok(bus)
@@ -171,7 +186,9 @@ pub struct Bus {
 impl Bus {
     fn start(reach: Reach, config: Config) -> Result<Bus, OpenError> {
         let node = Node::start(reach, config)?;
-        Ok(Bus { shared: Arc::new(Shared { node }) })
+        Ok(Bus {
+            shared: Arc::new(Shared { node }),
+        })
     }
 
     /// Opens the bus of this name, whoever else has it open.

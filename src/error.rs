@@ -23,7 +23,9 @@ pub enum Fault {
         wanted: i32,
     },
     /// A segment of a size that is not allowed.
-    #[error("the peer announced a segment of {announced} bytes; whole pages up to {most} are allowed")]
+    #[error(
+        "the peer announced a segment of {announced} bytes; whole pages up to {most} are allowed"
+    )]
     SegmentSize {
         /// The announced size in bytes.
         announced: u64,
@@ -85,7 +87,9 @@ pub enum Fault {
         left: usize,
     },
     /// An extension that would make a lane too large.
-    #[error("the peer added {cells} cells to a lane of {had}; it may have {most} in multiples of 64")]
+    #[error(
+        "the peer added {cells} cells to a lane of {had}; it may have {most} in multiples of 64"
+    )]
     Extension {
         /// The cells that were to be added.
         cells: usize,
@@ -282,7 +286,9 @@ pub enum ConnectError {
 }
 
 fn reason(fault: &Option<Fault>) -> String {
-    fault.as_ref().map_or_else(String::new, |f| format!(": {f}"))
+    fault
+        .as_ref()
+        .map_or_else(String::new, |f| format!(": {f}"))
 }
 
 /// Why a message was not sent. It is still the caller's, and nothing of it was published.

@@ -78,7 +78,11 @@ pub(crate) struct Sleeper {
 impl Sleeper {
     /// A bell of our own, and the number by which peers name it.
     pub(crate) fn new(bell: Shared<Bell>, id: u32) -> Sleeper {
-        Sleeper { bell, id, poked: AtomicBool::new(false) }
+        Sleeper {
+            bell,
+            id,
+            poked: AtomicBool::new(false),
+        }
     }
 
     /// The number by which peers name it.
@@ -105,8 +109,10 @@ impl Sleeper {
     pub(crate) fn awake(&self, odd: u32) {
         let even = odd.wrapping_add(1);
         // Relaxed: whoever finds it odd still wakes nobody, which is harmless.
-        let _ =
-            self.bell.word.compare_exchange(odd, even, Ordering::Relaxed, Ordering::Relaxed);
+        let _ = self
+            .bell
+            .word
+            .compare_exchange(odd, even, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// Wakes the sleeper from another thread of this process, and has it look around.
@@ -166,7 +172,11 @@ impl Patience {
     const EAGER_POLLS: u32 = 256;
 
     pub(crate) fn new(wait: Wait, deadline: Option<Instant>) -> Patience {
-        Patience { wait, deadline, polls: 0 }
+        Patience {
+            wait,
+            deadline,
+            polls: 0,
+        }
     }
 
     /// Called after each look that found nothing.
@@ -189,7 +199,9 @@ impl Patience {
 
     #[cold]
     fn sleep(&self) -> Step {
-        let Some(deadline) = self.deadline else { return Step::Sleep(None) };
+        let Some(deadline) = self.deadline else {
+            return Step::Sleep(None);
+        };
         match deadline.checked_duration_since(Instant::now()) {
             None | Some(Duration::ZERO) => Step::TimeUp,
             left => Step::Sleep(left),

@@ -28,18 +28,8 @@ use rkyv::vec::{ArchivedVec, VecResolver};
 use rkyv::{Archive, Deserialize, Place, Serialize};
 
 use crate::memory::arena::Block;
+use crate::memory::loan::LoanBlock;
 use crate::message::InPlace;
-use crate::sync::{AtomicBool, Ordering};
-
-/// The room before a loan's elements, for what its message archives before them, in bytes.
-pub(crate) const BEFORE: usize = 4096;
-/// The room behind them, for the rest of the message, in bytes.
-const BEHIND: usize = 4096;
-
-/// How large a block must be for a loan of so many bytes.
-pub(crate) fn loan_len(bytes: usize) -> usize {
-    BEFORE + bytes + BEHIND
-}
 
 /// Bytes that may lie in the slab already: a field of a message.
 ///
@@ -60,62 +50,11 @@ enum Store<T> {
     Loan(LoanBlock, PhantomData<T>),
 }
 
-/// A block that was lent to be filled. Clones name the same one.
-#[doc(hidden)]
-#[derive(Clone)]
-pub struct LoanBlock(Arc<Loan>);
-
-struct Loan {
-    block: Arc<Block>,
-    bytes: usize,
-    sent: AtomicBool,
-}
-
-impl fmt::Debug for LoanBlock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "LoanBlock({} bytes)", self.0.bytes)
-    }
-}
-
-impl LoanBlock {
-    /// Takes the elements for one message: true for the first that asks.
-    pub(crate) fn claim(&self) -> bool {
-        // Relaxed: the handle is lent to one sender at a time; the flag says only that it was used.
-        !self.0.sent.swap(true, Ordering::Relaxed)
-    }
-
-    /// Undoes [`claim`](Self::claim): the message was not published.
-    pub(crate) fn unclaim(&self) {
-        self.0.sent.store(false, Ordering::Relaxed);
-    }
-
-    pub(crate) fn block(&self) -> &Arc<Block> {
-        &self.0.block
-    }
-
-    /// The first of the elements' bytes.
-    pub(crate) fn start(&self) -> NonNull<u8> {
-        assert!(loan_len(self.0.bytes) <= self.0.block.len());
-        // SAFETY: the offset was just checked to lie in the block.
-        unsafe { self.0.block.start().add(BEFORE) }
-    }
-
-    /// How many bytes the elements have.
-    pub(crate) fn bytes(&self) -> usize {
-        self.0.bytes
-    }
-
-    fn was_sent(&self) -> bool {
-        self.0.sent.load(Ordering::Relaxed)
-    }
-}
-
 impl<T: Pod> Bulk<T> {
     /// Lends a block, zeroed, for `len` elements.
     pub(crate) fn lend(block: Arc<Block>, len: usize) -> Bulk<T> {
         let bytes = len * size_of::<T>();
-        let loan = LoanBlock(Arc::new(Loan { block, bytes, sent: AtomicBool::new(false) }));
-        Bulk(Store::Loan(loan, PhantomData))
+        Bulk(Store::Loan(LoanBlock::new(block, bytes), PhantomData))
     }
 
     /// True while the elements lie in the slab and were not sent: then sending copies nothing.

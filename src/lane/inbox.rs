@@ -54,7 +54,14 @@ impl Inbox {
     ) -> Inbox {
         let align = layout_of::<T>().align;
         let ring = Consumer::new(cells, align, Arc::new(back));
-        let mut inbox = Inbox { ring, link, line, near: Vec::new(), align, attend: 0 };
+        let mut inbox = Inbox {
+            ring,
+            link,
+            line,
+            near: Vec::new(),
+            align,
+            attend: 0,
+        };
         inbox.arm();
         inbox
     }
@@ -74,7 +81,8 @@ impl Inbox {
     /// Looks for the next message. A fault has ended the link.
     #[inline]
     pub(crate) fn poll(&mut self) -> Result<Option<Message>, Fault> {
-        self.try_poll().inspect_err(|fault| self.link.die(Some(fault.clone())))
+        self.try_poll()
+            .inspect_err(|fault| self.link.die(Some(fault.clone())))
     }
 
     #[inline]
@@ -97,9 +105,7 @@ impl Inbox {
     #[inline]
     fn read(&mut self, record: &Record) -> Result<Message, Fault> {
         let body = match record.kind {
-            Kind::Inline => {
-                Body::Inline(NonNull::slice_from_raw_parts(record.payload, record.len))
-            }
+            Kind::Inline => Body::Inline(NonNull::slice_from_raw_parts(record.payload, record.len)),
             Kind::Failed => {
                 // SAFETY: the record's one byte lies in the lane's cells, and is read once.
                 Body::Failed(unsafe { record.payload.read_volatile() })
@@ -108,10 +114,18 @@ impl Inbox {
                 let at = reference(record);
                 let segment = self.segment(at.segment)?;
                 let place = segment.resolve(at, self.align as u64)?;
-                Body::Block(NonNull::slice_from_raw_parts(place, at.len as usize), segment)
+                Body::Block(
+                    NonNull::slice_from_raw_parts(place, at.len as usize),
+                    segment,
+                )
             }
         };
-        Ok(Message { cell: record.cell, cells: record.cells, tag: record.tag, body })
+        Ok(Message {
+            cell: record.cell,
+            cells: record.cells,
+            tag: record.tag,
+            body,
+        })
     }
 
     /// Validates a message, once: where its archived value lies. A fault has ended the link.
@@ -122,7 +136,11 @@ impl Inbox {
     ) -> Result<NonNull<T::Archived>, Fault> {
         let bytes = match &message.body {
             Body::Inline(bytes) | Body::Block(bytes, _) => *bytes,
-            Body::Failed(_) => return Err(self.broken(Fault::Control { what: "a failed request" })),
+            Body::Failed(_) => {
+                return Err(self.broken(Fault::Control {
+                    what: "a failed request",
+                }));
+            }
         };
         // SAFETY: the range was checked to lie in a mapping that this inbox, or the message, keeps.
         // An honest sender does not write it before it is handed back; what a malicious one can do
@@ -149,7 +167,8 @@ impl Inbox {
             return Ok(segment);
         }
         let segment = self.link.segment(id)?;
-        self.near.retain(|(near, weak)| *near != id && weak.strong_count() > 0);
+        self.near
+            .retain(|(near, weak)| *near != id && weak.strong_count() > 0);
         if self.near.len() == 8 {
             self.near.remove(0);
         }
@@ -162,7 +181,11 @@ impl Inbox {
         let at = reference(&record);
         let cells = at.len as usize / CELL;
         if !at.len.is_multiple_of(CELL as u64) || cells > MOST_CELLS {
-            return Err(Fault::Extension { cells, had: 0, most: MOST_CELLS });
+            return Err(Fault::Extension {
+                cells,
+                had: 0,
+                most: MOST_CELLS,
+            });
         }
         let (segment, place) = self.link.resolve(at, CELL as u64)?;
         // SAFETY: 1. the range was resolved on the alignment of a cell, for so many of them.
@@ -192,7 +215,10 @@ impl Inbox {
     pub(crate) fn arm(&mut self) {
         self.attend = (self.attend | 1) + if self.attend % 2 == 1 { 2 } else { 0 };
         // SYNC(attend): Relaxed; the caller's barrier orders it before the caller's look.
-        self.ring.back().attend().store(self.attend, Ordering::Relaxed);
+        self.ring
+            .back()
+            .attend()
+            .store(self.attend, Ordering::Relaxed);
     }
 
     /// Says that this side looks by itself.
@@ -200,7 +226,10 @@ impl Inbox {
         if self.attend % 2 == 1 {
             self.attend += 1;
             // SYNC(attend): Relaxed; a sender that still sees the old number rings once too often.
-            self.ring.back().attend().store(self.attend, Ordering::Relaxed);
+            self.ring
+                .back()
+                .attend()
+                .store(self.attend, Ordering::Relaxed);
         }
     }
 

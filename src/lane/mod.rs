@@ -24,8 +24,7 @@ mod open;
 mod outbox;
 mod view;
 
-pub use bulk::{Bulk, Bytes, LoanBlock};
-pub(crate) use bulk::{BEFORE, loan_len};
+pub use bulk::{Bulk, Bytes};
 pub(crate) use inbox::{Body, Inbox, Message};
 pub(crate) use open::{Near, complete, lay_door, offer_end};
 pub(crate) use outbox::Outbox;

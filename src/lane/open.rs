@@ -45,9 +45,18 @@ pub(crate) fn offer_end(
     door: Option<&str>,
 ) -> Result<Offered, MemoryError> {
     let mut places = vec![bell];
-    let mut end =
-        End { sends: None, receives: None, bell: (bell.into(), sleeper.id()), door: None };
-    let mut near = Near { sends: None, receives: None, door: None, sleeper: sleeper.clone() };
+    let mut end = End {
+        sends: None,
+        receives: None,
+        bell: (bell.into(), sleeper.id()),
+        door: None,
+    };
+    let mut near = Near {
+        sends: None,
+        receives: None,
+        door: None,
+        sleeper: sleeper.clone(),
+    };
     if sends {
         let block = Arc::new(node.arena().allocate(SENDING as u64)?);
         let at = block.reference(0, SENDING);
@@ -95,7 +104,9 @@ pub(crate) fn complete<R: ShmMessage>(
     their: &End,
     grows_when_full: bool,
 ) -> Result<(Option<Outbox>, Option<Inbox>), Fault> {
-    let unpaired = Fault::Control { what: "a lane with one end" };
+    let unpaired = Fault::Control {
+        what: "a lane with one end",
+    };
     if near.sends.is_some() != their.receives.is_some()
         || near.receives.is_some() != their.sends.is_some()
     {
@@ -134,7 +145,9 @@ pub(crate) fn complete<R: ShmMessage>(
 /// Lays a structure over a place of the peer's.
 pub(crate) fn lay<T: Place>(link: &Link, at: SegmentRef) -> Result<Shared<T>, Fault> {
     if at.len != size_of::<T>() as u64 {
-        return Err(Fault::Control { what: "a structure of another size" });
+        return Err(Fault::Control {
+            what: "a structure of another size",
+        });
     }
     let (segment, place) = link.resolve(at, align_of::<T>() as u64)?;
     // SAFETY: 1. the place was resolved for the size and the alignment of `T`.
@@ -151,11 +164,20 @@ fn lay_their_sending(
     at: SegmentRef,
 ) -> Result<(Shared<SenderBlock>, Shared<[Cell]>), Fault> {
     if at.len != SENDING as u64 {
-        return Err(Fault::Control { what: "a lane of another size" });
+        return Err(Fault::Control {
+            what: "a lane of another size",
+        });
     }
-    let block = SegmentRef { len: size_of::<SenderBlock>() as u64, ..at };
+    let block = SegmentRef {
+        len: size_of::<SenderBlock>() as u64,
+        ..at
+    };
     let offset = at.offset.saturating_add(block.len);
-    let cells = SegmentRef { offset, len: at.len - block.len, ..at };
+    let cells = SegmentRef {
+        offset,
+        len: at.len - block.len,
+        ..at
+    };
     let sender = lay(link, block)?;
     let (segment, place) = link.resolve(cells, CELL as u64)?;
     // SAFETY: 1. the range was resolved for `FIRST_CELLS` cells on their alignment.

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use bytemuck::{Pod, bytes_of};
 
-use super::{BEFORE, Bulk, MOST_INLINE, loan_len};
+use super::{Bulk, MOST_INLINE};
 use crate::error::{MemoryError, SendError};
 use crate::link::node::Node;
 use crate::link::{Line, Link};
@@ -18,6 +18,7 @@ use crate::memory::layout::{
     CELL, Cell, Doorbell, HEADER, Kind, MOST_CELLS, ReceiverBlock, SegmentRef, SenderBlock,
     cells_for,
 };
+use crate::memory::loan::{BEFORE, loan_len};
 use crate::memory::ring::{NoRoom, Producer, Space};
 use crate::memory::shared::Shared;
 use crate::message::{ShmMessage, SlotWriter, Wanted, encode, layout_of};
@@ -158,7 +159,12 @@ impl Outbox {
             }
         }
         let space = self.ring.here(MOST_INLINE / CELL);
-        let mut writer = encode_at(value, space.start(), start, space.bytes().saturating_sub(start))?;
+        let mut writer = encode_at(
+            value,
+            space.start(),
+            start,
+            space.bytes().saturating_sub(start),
+        )?;
         let needed = writer.needed();
         if !writer.overflowed() && space.bytes() >= start {
             return self.publish_inline(&space, start, needed, tag);
@@ -218,13 +224,18 @@ impl Outbox {
         }
         // Behind the reserved cell there may be room now: a jump is only needed where not.
         let here = self.ring.here(cells);
-        let space = if here.bytes() >= cells * CELL { Ok(here) } else { self.ring.elsewhere(cells) };
+        let space = if here.bytes() >= cells * CELL {
+            Ok(here)
+        } else {
+            self.ring.elsewhere(cells)
+        };
         let Ok(space) = space else {
             return self.send_large(value, needed, None, tag);
         };
         let writer = encode_at(value, space.start(), start, space.bytes() - start)?;
         debug_assert!(!writer.overflowed());
-        self.ring.publish(&space, (Kind::Inline, needed as u16, tag), cells, None)?;
+        self.ring
+            .publish(&space, (Kind::Inline, needed as u16, tag), cells, None)?;
         self.was_large = false;
         self.signal();
         Ok(())
@@ -262,7 +273,10 @@ impl Outbox {
         // SAFETY: 1. the block is ours alone: it was just cut, or came back from its last receiver.
         let mut writer = unsafe { SlotWriter::new(block.start().as_ptr(), block.len()) };
         encode(value, &mut writer).map_err(encode_error)?;
-        debug_assert!(!writer.overflowed(), "a block of the exact size is large enough");
+        debug_assert!(
+            !writer.overflowed(),
+            "a block of the exact size is large enough"
+        );
         let reference = block.reference(0, writer.needed());
         self.publish_block(block, reference, tag)?;
         self.was_large = true;
@@ -303,7 +317,9 @@ impl Outbox {
     fn send_large_again<T: ShmMessage>(&mut self, value: &T, tag: u16) -> Result<Option<()>, Stop> {
         self.was_large = false;
         self.collect()?;
-        let Some(block) = self.ring.take_returned(MOST_INLINE) else { return Ok(None) };
+        let Some(block) = self.ring.take_returned(MOST_INLINE) else {
+            return Ok(None);
+        };
         let start = block.start();
         // SAFETY: 1. the block is ours alone: nobody else holds it, and no record refers to it.
         let mut writer = unsafe { SlotWriter::new(start.as_ptr(), block.len()) };
@@ -346,7 +362,11 @@ impl Outbox {
         self.collect()?;
         let space = self.ring.here(1);
         write_behind_header(&space, &[why]);
-        if self.ring.publish(&space, (Kind::Failed, 1, tag), 1, None).is_err() {
+        if self
+            .ring
+            .publish(&space, (Kind::Failed, 1, tag), 1, None)
+            .is_err()
+        {
             return Err(SendError::Full);
         }
         self.signal();
@@ -364,7 +384,8 @@ impl Outbox {
         self.announce(&block)?;
         let space = self.ring.here(1);
         write_behind_header(&space, bytes_of(&block.reference(0, bytes)));
-        self.ring.extend(Shared::own_slice(block, 0, cells), REFERENCE as u16);
+        self.ring
+            .extend(Shared::own_slice(block, 0, cells), REFERENCE as u16);
         self.signal();
         Ok(true)
     }
@@ -372,7 +393,10 @@ impl Outbox {
     fn announce(&mut self, block: &Block) -> Result<(), SendError> {
         let segment = block.segment();
         if !self.known.contains(&segment.id()) {
-            self.parts.link.announce(segment).map_err(|_| self.closed())?;
+            self.parts
+                .link
+                .announce(segment)
+                .map_err(|_| self.closed())?;
             if self.known.len() == 16 {
                 self.known.remove(0);
             }
@@ -383,7 +407,10 @@ impl Outbox {
 
     fn check_size(&self, bytes: usize) -> Result<(), SendError> {
         if bytes > self.most {
-            return Err(SendError::TooLarge { bytes, most: self.most });
+            return Err(SendError::TooLarge {
+                bytes,
+                most: self.most,
+            });
         }
         Ok(())
     }
@@ -397,7 +424,10 @@ impl Outbox {
 
     #[cold]
     fn closed(&self) -> SendError {
-        SendError::Closed { pid: self.parts.link.pid(), fault: self.parts.link.fault() }
+        SendError::Closed {
+            pid: self.parts.link.pid(),
+            fault: self.parts.link.fault(),
+        }
     }
 
     /// Rings the receiver, if it asked for that.
@@ -446,7 +476,8 @@ impl Outbox {
                 Step::Again => {}
                 Step::TimeUp => return Err(SendError::Full),
                 Step::Sleep(timeout) => {
-                    let starving = &self.parts.block.starving;
+                    let block = self.parts.block.clone();
+                    let starving = &block.starving;
                     // Relaxed: our own word; the barrier below orders it before our look.
                     let number = starving.load(Ordering::Relaxed) | 1;
                     starving.store(number, Ordering::Relaxed);
@@ -490,7 +521,9 @@ impl Drop for Outbox {
 }
 
 fn encode_error(error: crate::message::EncodeError) -> SendError {
-    SendError::Encode { what: error.to_string() }
+    SendError::Encode {
+        what: error.to_string(),
+    }
 }
 
 /// Archives at `offset` bytes behind a place that has `capacity` bytes there.

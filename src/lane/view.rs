@@ -31,8 +31,16 @@ pub(crate) struct Held<'a> {
 impl<'a> Held<'a> {
     pub(crate) fn new(inbox: &'a RefCell<Inbox>, count: &'a Cell<usize>, message: Message) -> Self {
         count.set(count.get() + message.cells);
-        let Message { cell, cells, body, .. } = message;
-        Held { inbox, count, cell, cells, body }
+        let Message {
+            cell, cells, body, ..
+        } = message;
+        Held {
+            inbox,
+            count,
+            cell,
+            cells,
+            body,
+        }
     }
 
     /// The archived value, which was validated.
@@ -45,7 +53,10 @@ impl<'a> Held<'a> {
         // SAFETY: it was validated, 1. `self` goes into the view beside the borrow, and hands the
         // record back when the view is dropped; its body keeps a block's segment mapped, and the
         // inbox, borrowed for `'a`, that of the lane.
-        View { archived: unsafe { archived.as_ref() }, held: self }
+        View {
+            archived: unsafe { archived.as_ref() },
+            held: self,
+        }
     }
 }
 
@@ -94,7 +105,14 @@ impl<T: ShmMessage> View<'_, T> {
             Body::Block(_, segment) => {
                 let back = held.inbox.borrow().back().clone();
                 back.keep();
-                Kept { archived, _store: Store::Lent { back, cell: held.cell, _segment: segment } }
+                Kept {
+                    archived,
+                    _store: Store::Lent {
+                        back,
+                        cell: held.cell,
+                        _segment: segment,
+                    },
+                }
             }
             Body::Inline(bytes) => {
                 let mut copy = AlignedVec::<64>::with_capacity(bytes.len());
@@ -107,7 +125,10 @@ impl<T: ShmMessage> View<'_, T> {
                 held.inbox.borrow_mut().hand_back(held.cell, false);
                 // SAFETY: a pointer into a vector, or just behind an empty one, is not null.
                 let archived = unsafe { NonNull::new_unchecked(root) }.cast();
-                Kept { archived, _store: Store::Copied(copy) }
+                Kept {
+                    archived,
+                    _store: Store::Copied(copy),
+                }
             }
             Body::Failed(_) => unreachable!("a view is never made of a failure"),
         }
@@ -131,7 +152,11 @@ impl<T: ShmMessage<Archived: fmt::Debug>> fmt::Debug for View<'_, T> {
 
 #[allow(dead_code)] // held for their drop
 enum Store {
-    Lent { back: Arc<HandBack>, cell: usize, _segment: Arc<PeerSegment> },
+    Lent {
+        back: Arc<HandBack>,
+        cell: usize,
+        _segment: Arc<PeerSegment>,
+    },
     Copied(AlignedVec<64>),
 }
 

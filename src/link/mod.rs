@@ -56,7 +56,11 @@ pub(crate) struct Line {
 impl Line {
     /// The line of a port that has no other and sleeps here.
     pub(crate) fn new(sleeper: Arc<Sleeper>) -> Arc<Line> {
-        Arc::new(Line { closed: AtomicBool::new(false), sleeper, notice: None })
+        Arc::new(Line {
+            closed: AtomicBool::new(false),
+            sleeper,
+            notice: None,
+        })
     }
 
     /// One line of many: `number` is put into the queue when it closes.
@@ -65,7 +69,11 @@ impl Line {
         queue: Arc<SegQueue<usize>>,
         number: usize,
     ) -> Arc<Line> {
-        Arc::new(Line { closed: AtomicBool::new(false), sleeper, notice: Some((queue, number)) })
+        Arc::new(Line {
+            closed: AtomicBool::new(false),
+            sleeper,
+            notice: Some((queue, number)),
+        })
     }
 
     /// True once the other end is gone; what it published before can still be read.
@@ -221,12 +229,18 @@ impl Link {
     /// Says hello; the answer is awaited with [`wait_hello`](Self::wait_hello).
     pub(crate) fn hello(&self) -> io::Result<()> {
         let barrier = crate::sys::membarrier::register();
-        self.say(&Control::Hello { layout: LAYOUT_VERSION, barrier })
+        self.say(&Control::Hello {
+            layout: LAYOUT_VERSION,
+            barrier,
+        })
     }
 
     /// Waits until the peer has said hello.
     pub(crate) fn wait_hello(&self) -> bool {
-        self.wait_for(Instant::now() + HANDSHAKE, |_| self.asymmetric.get().copied()).is_some()
+        self.wait_for(Instant::now() + HANDSHAKE, |_| {
+            self.asymmetric.get().copied()
+        })
+        .is_some()
     }
 
     pub(crate) fn has_said_hello(&self) -> bool {
@@ -238,7 +252,10 @@ impl Link {
     pub(crate) fn announce(&self, segment: &OwnSegment) -> io::Result<()> {
         let mut announced = lock(&self.announced);
         if !announced.contains(&segment.id()) {
-            let control = Control::Segment { id: segment.id(), len: segment.len() };
+            let control = Control::Segment {
+                id: segment.id(),
+                len: segment.len(),
+            };
             self.say_with(&control, Some(segment))?;
             announced.insert(segment.id());
         }
@@ -259,7 +276,11 @@ impl Link {
     /// the socket: reading that is all the waiting there is.
     pub(crate) fn segment(&self, id: u32) -> Result<Arc<PeerSegment>, Fault> {
         let find = || {
-            self.segments.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+            self.segments
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .get(&id)
+                .cloned()
         };
         if let Some(segment) = find() {
             return Ok(segment);
@@ -282,7 +303,9 @@ impl Link {
     /// Reads and handles all control messages that have come. Called by the quiet thread, and by
     /// whoever cannot wait for it.
     pub(crate) fn pump(&self) {
-        let Some(node) = self.node.upgrade() else { return };
+        let Some(node) = self.node.upgrade() else {
+            return;
+        };
         let mut buffer = lock(&self.reading);
         buffer.resize(wire::MOST_BYTES, 0);
         while !self.is_dead() {
@@ -308,21 +331,39 @@ impl Link {
     fn handle(&self, node: &Arc<Node>, control: Control, fds: Vec<OwnedFd>) -> Result<(), Fault> {
         let carries = usize::from(matches!(control, Control::Segment { .. }));
         if fds.len() != carries {
-            return Err(Fault::Control { what: "without, or with too many, descriptors" });
+            return Err(Fault::Control {
+                what: "without, or with too many, descriptors",
+            });
         }
         if !self.has_said_hello() && !matches!(control, Control::Hello { .. }) {
-            return Err(Fault::Control { what: "not a hello" });
+            return Err(Fault::Control {
+                what: "not a hello",
+            });
         }
         match control {
             Control::Hello { layout, barrier } => self.greeted(layout, barrier)?,
             Control::Segment { id, len } => self.map(id, len, &fds[0])?,
             Control::Retired { id } => {
-                let mut segments = self.segments.write().unwrap_or_else(PoisonError::into_inner);
+                let mut segments = self
+                    .segments
+                    .write()
+                    .unwrap_or_else(PoisonError::into_inner);
                 segments.remove(&id).ok_or(Fault::Segment { segment: id })?;
             }
-            Control::Open { lane, name, types, end } => {
-                let id = LaneId { ours: false, number: lane };
-                let answer = match self.me(node).map(|me| node.accept(&me, id, &name, types, end)) {
+            Control::Open {
+                lane,
+                name,
+                types,
+                end,
+            } => {
+                let id = LaneId {
+                    ours: false,
+                    number: lane,
+                };
+                let answer = match self
+                    .me(node)
+                    .map(|me| node.accept(&me, id, &name, types, end))
+                {
                     Some(answer) => answer?,
                     None => Err(Refusal::NoServer),
                 };
@@ -335,7 +376,10 @@ impl Link {
             Control::Refused { lane, why } => self.answered(lane, Err(why))?,
             Control::Differs { name, schemas } => node.differs(self.pid(), &name, &schemas),
             Control::Closed { lane, mine } => {
-                let line = self.state().lanes.remove(&LaneId { ours: !mine, number: lane });
+                let line = self.state().lanes.remove(&LaneId {
+                    ours: !mine,
+                    number: lane,
+                });
                 if let Some(line) = line {
                     line.close();
                 }
@@ -343,7 +387,9 @@ impl Link {
             Control::Ring { bell } => node.rouse(bell),
             Control::Serving { name } => {
                 if self.state().serving.len() >= 4096 {
-                    return Err(Fault::Control { what: "one of too many names" });
+                    return Err(Fault::Control {
+                        what: "one of too many names",
+                    });
                 }
                 self.state().serving.insert(name);
                 self.changed.notify_all();
@@ -358,17 +404,24 @@ impl Link {
 
     fn greeted(&self, layout: u32, barrier: bool) -> Result<(), Fault> {
         if layout != LAYOUT_VERSION {
-            return Err(Fault::Control { what: "of another layout of shared memory" });
+            return Err(Fault::Control {
+                what: "of another layout of shared memory",
+            });
         }
         let both = barrier && crate::sys::membarrier::register();
         let _held = self.state();
-        self.asymmetric.set(both).map_err(|_| Fault::Control { what: "a second hello" })?;
+        self.asymmetric.set(both).map_err(|_| Fault::Control {
+            what: "a second hello",
+        })?;
         self.changed.notify_all();
         Ok(())
     }
 
     fn map(&self, id: u32, len: u64, fd: &OwnedFd) -> Result<(), Fault> {
-        let mut segments = self.segments.write().unwrap_or_else(PoisonError::into_inner);
+        let mut segments = self
+            .segments
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         let mapped: u64 = segments.values().map(|s| s.len()).sum();
         if segments.contains_key(&id) || segments.len() >= MOST_SEGMENTS {
             return Err(Fault::Segment { segment: id });
@@ -382,7 +435,11 @@ impl Link {
         let mut state = self.state();
         match state.answers.get_mut(&lane) {
             Some(slot @ None) => *slot = Some(answer),
-            _ => return Err(Fault::Control { what: "an answer that nobody waits for" }),
+            _ => {
+                return Err(Fault::Control {
+                    what: "an answer that nobody waits for",
+                });
+            }
         }
         self.changed.notify_all();
         Ok(())
@@ -391,7 +448,10 @@ impl Link {
     /// A number for a lane that we open; its answer is then awaited.
     pub(crate) fn new_lane(&self, line: Arc<Line>) -> LaneId {
         let mut state = self.state();
-        let id = LaneId { ours: true, number: state.next_lane };
+        let id = LaneId {
+            ours: true,
+            number: state.next_lane,
+        };
         state.next_lane = state.next_lane.wrapping_add(1);
         state.answers.insert(id.number, None);
         state.lanes.insert(id, line);
@@ -400,15 +460,15 @@ impl Link {
 
     /// Waits for the answer to a request for a port; `None` when the link died or time is up.
     pub(crate) fn wait_answer(&self, id: LaneId, deadline: Instant) -> Option<Answer> {
-        let answer =
-            self.wait_for(deadline, |state| state.answers.get_mut(&id.number)?.take());
+        let answer = self.wait_for(deadline, |state| state.answers.get_mut(&id.number)?.take());
         self.state().answers.remove(&id.number);
         answer
     }
 
     /// Waits until the peer says that it offers a port of this name.
     pub(crate) fn wait_serving(&self, name: &str, deadline: Instant) -> bool {
-        self.wait_for(deadline, |state| state.serving.contains(name).then_some(())).is_some()
+        self.wait_for(deadline, |state| state.serving.contains(name).then_some(()))
+            .is_some()
     }
 
     fn wait_for<T>(
@@ -447,7 +507,10 @@ impl Link {
     /// Ends a lane from our side.
     pub(crate) fn close_lane(&self, id: LaneId) {
         if self.state().lanes.remove(&id).is_some() && !self.is_dead() {
-            let _ = self.say(&Control::Closed { lane: id.number, mine: id.ours });
+            let _ = self.say(&Control::Closed {
+                lane: id.number,
+                mine: id.ours,
+            });
         }
     }
 
@@ -468,7 +531,11 @@ impl Link {
         let block = Arc::new(node.arena().allocate(size_of::<Doorbell>() as u64)?);
         let at = block.reference(0, size_of::<Doorbell>());
         let bell = Shared::<Doorbell>::own(block);
-        doors.push(Door { bell: bell.clone(), at, used: HashSet::from([0]) });
+        doors.push(Door {
+            bell: bell.clone(),
+            at,
+            used: HashSet::from([0]),
+        });
         Ok((bell, at, 0))
     }
 

@@ -56,7 +56,11 @@ pub struct Incident {
 /// How peers reach this bus.
 pub(crate) enum Reach {
     /// By name.
-    Name { name: String, place: Place, socket: String },
+    Name {
+        name: String,
+        place: Place,
+        socket: String,
+    },
     /// Over one link that was inherited, with no name at all.
     Inherited,
 }
@@ -92,7 +96,9 @@ impl Node {
         let origin = Origin::here().map_err(OpenError::system("mark the process"))?;
         let epoll = Epoll::new().map_err(OpenError::system("make an epoll set"))?;
         let event = Event::new().map_err(OpenError::system("make an eventfd"))?;
-        epoll.add(event.fd(), EVENT).map_err(OpenError::system("watch an eventfd"))?;
+        epoll
+            .add(event.fd(), EVENT)
+            .map_err(OpenError::system("watch an eventfd"))?;
         let node = Arc::new_cyclic(|weak: &Weak<Node>| {
             let weak = weak.clone();
             let on_retire = Box::new(move |id| {
@@ -104,7 +110,12 @@ impl Node {
                 reach,
                 config,
                 origin,
-                arena: Arena::new(Limits { memory: config.memory_limit as u64 }, on_retire),
+                arena: Arena::new(
+                    Limits {
+                        memory: config.memory_limit as u64,
+                    },
+                    on_retire,
+                ),
                 epoll,
                 event,
                 quits: AtomicBool::new(false),
@@ -201,7 +212,9 @@ impl Node {
     /// Rings a bell of ours for a peer that found nobody sleeping. An unknown number is no fault:
     /// the port may just have gone.
     pub(crate) fn rouse(&self, bell: u32) {
-        let sleeper = lock(&self.sleepers).get(bell as usize).and_then(Weak::upgrade);
+        let sleeper = lock(&self.sleepers)
+            .get(bell as usize)
+            .and_then(Weak::upgrade);
         if let Some(sleeper) = sleeper {
             sleeper.rouse();
         }
@@ -212,7 +225,10 @@ impl Node {
         if incidents.len() < MOST_INCIDENTS {
             incidents.push(Incident { pid, what });
         } else if let Some(last) = incidents.last_mut() {
-            *last = Incident { pid, what: format!("{what} (and others before that)") };
+            *last = Incident {
+                pid,
+                what: format!("{what} (and others before that)"),
+            };
         }
     }
 
@@ -222,14 +238,25 @@ impl Node {
 
     /// Adopts a socket: checks who is there, greets, and has the quiet thread listen to it.
     pub(crate) fn adopt(self: &Arc<Self>, socket: Socket) -> Result<Arc<Link>, OpenError> {
-        let peer = socket.credentials().map_err(OpenError::system("see who connected"))?;
+        let peer = socket
+            .credentials()
+            .map_err(OpenError::system("see who connected"))?;
         if peer.uid != user_id() {
             let problem = format!("it runs as user {}, this one as {}", peer.uid, user_id());
-            return Err(OpenError::Peer { pid: peer.pid, problem });
+            return Err(OpenError::Peer {
+                pid: peer.pid,
+                problem,
+            });
         }
         // Relaxed: only its uniqueness matters.
         let token = self.next_token.fetch_add(1, Ordering::Relaxed);
-        let link = Arc::new(Link::new(token, socket, peer, Arc::downgrade(self), self.origin));
+        let link = Arc::new(Link::new(
+            token,
+            socket,
+            peer,
+            Arc::downgrade(self),
+            self.origin,
+        ));
         lock(&self.links).insert(token, link.clone());
         self.epoll
             .add(link.socket().as_fd(), token)
@@ -253,13 +280,18 @@ impl Node {
             }
         }
         let action = format!("connect to {}", place.dir().join(&owner.socket).display());
-        let socket = place.connect(&owner.socket).map_err(OpenError::system(action))?;
+        let socket = place
+            .connect(&owner.socket)
+            .map_err(OpenError::system(action))?;
         let link = self.adopt(socket)?;
         known.insert(owner.socket.clone(), Arc::downgrade(&link));
         drop(known);
         if !link.wait_hello() {
             link.die(None);
-            return Err(ConnectError::Lost { pid: link.pid(), fault: link.fault() });
+            return Err(ConnectError::Lost {
+                pid: link.pid(),
+                fault: link.fault(),
+            });
         }
         Ok(link)
     }
@@ -313,16 +345,24 @@ impl Node {
         };
         lock(&self.ports).insert(name.to_owned(), port);
         for link in self.all_links() {
-            let _ = link.say(&Control::Serving { name: name.to_owned() });
+            let _ = link.say(&Control::Serving {
+                name: name.to_owned(),
+            });
         }
-        Ok(Offer { node: self.clone(), name: name.to_owned(), _owned: owned })
+        Ok(Offer {
+            node: self.clone(),
+            name: name.to_owned(),
+            _owned: owned,
+        })
     }
 
     fn listen(&self, place: &Place, socket: &str) -> Result<(), OpenError> {
         let mut listener = lock(&self.listener);
         if listener.is_none() {
             let new = Arc::new(place.listen(socket)?);
-            self.epoll.add(new.as_fd(), LISTENER).map_err(OpenError::system("watch a socket"))?;
+            self.epoll
+                .add(new.as_fd(), LISTENER)
+                .map_err(OpenError::system("watch a socket"))?;
             *listener = Some(new);
         }
         Ok(())
@@ -375,7 +415,9 @@ impl Node {
             strangers.retain(|&(token, deadline)| match self.link(token) {
                 Some(link) if link.has_said_hello() => false,
                 Some(link) if Instant::now() >= deadline => {
-                    link.die(Some(Fault::Control { what: "never sent: it said no hello" }));
+                    link.die(Some(Fault::Control {
+                        what: "never sent: it said no hello",
+                    }));
                     false
                 }
                 other => other.is_some(),
@@ -384,7 +426,9 @@ impl Node {
     }
 
     fn welcome(self: &Arc<Self>, strangers: &mut Vec<(u64, Instant)>) {
-        let Some(listener) = lock(&self.listener).clone() else { return };
+        let Some(listener) = lock(&self.listener).clone() else {
+            return;
+        };
         loop {
             match listener.accept() {
                 Ok(Some(socket)) => match self.adopt(socket) {
@@ -395,7 +439,10 @@ impl Node {
                 Ok(None) => return,
                 Err(e) => {
                     // Out of descriptors, most likely: the connection waits, and so do we.
-                    self.report(std::process::id(), format!("cannot accept a connection: {e}"));
+                    self.report(
+                        std::process::id(),
+                        format!("cannot accept a connection: {e}"),
+                    );
                     std::thread::sleep(Duration::from_millis(10));
                     return;
                 }

@@ -43,7 +43,10 @@ pub(crate) fn check_name(name: &str) -> Result<(), OpenError> {
         _ if name.contains('\0') => "has a zero byte",
         _ => return Ok(()),
     };
-    Err(OpenError::Name { name: name.to_owned(), problem })
+    Err(OpenError::Name {
+        name: name.to_owned(),
+        problem,
+    })
 }
 
 /// The directory of one bus.
@@ -91,7 +94,10 @@ impl Place {
             Some(dir) => PathBuf::from(dir).join("shmbus"),
             None => std::env::temp_dir().join(format!("shmbus-{}", user_id())),
         };
-        let place = Place { dir: root.join(name), root };
+        let place = Place {
+            dir: root.join(name),
+            root,
+        };
         place.make()?;
         Ok(place)
     }
@@ -125,7 +131,9 @@ impl Place {
         let failed = |action: &str| OpenError::system(format!("{action} {}", path.display()));
         let deadline = Instant::now() + SETTLES;
         loop {
-            let Some(mut file) = self.open_port(&path)? else { continue };
+            let Some(mut file) = self.open_port(&path)? else {
+                continue;
+            };
             if try_lock(&file, OWNED).map_err(failed("lock"))? {
                 if !is_still(&file, &path) {
                     continue;
@@ -133,7 +141,11 @@ impl Place {
                 self.clean_after(&mut file);
                 write_owner(&mut file, socket).map_err(failed("write"))?;
                 try_lock(&file, TRUE).map_err(failed("lock"))?;
-                return Ok(Claim::Ours(Owned { path, origin, _file: file }));
+                return Ok(Claim::Ours(Owned {
+                    path,
+                    origin,
+                    _file: file,
+                }));
             }
             if let Some(owner) = read_true(&mut file).map_err(failed("read"))? {
                 return Ok(Claim::Taken(owner));
@@ -148,7 +160,12 @@ impl Place {
 
     fn open_port(&self, path: &Path) -> Result<Option<File>, OpenError> {
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600);
         options.custom_flags(crate::sys::NO_FOLLOW);
         match options.open(path) {
             Ok(file) => Ok(Some(file)),
@@ -171,7 +188,9 @@ impl Place {
 
     /// Removes what dead processes left: their ports, and the sockets named there.
     pub(crate) fn sweep(&self) {
-        let Ok(entries) = fs::read_dir(&self.dir) else { return };
+        let Ok(entries) = fs::read_dir(&self.dir) else {
+            return;
+        };
         for path in entries.flatten().map(|e| e.path()) {
             if path.extension().is_none_or(|e| e != "port") {
                 self.sweep_socket(&path);
@@ -194,8 +213,12 @@ impl Place {
     /// may be about to listen.
     fn sweep_socket(&self, path: &Path) {
         const NEW: Duration = Duration::from_secs(10);
-        let age = fs::symlink_metadata(path).and_then(|m| m.modified()).map(|m| m.elapsed());
-        let Some(name) = path.file_name().and_then(|n| n.to_str()) else { return };
+        let age = fs::symlink_metadata(path)
+            .and_then(|m| m.modified())
+            .map(|m| m.elapsed());
+        let Some(name) = path.file_name().and_then(|n| n.to_str()) else {
+            return;
+        };
         if name.starts_with("node-")
             && matches!(age, Ok(Ok(age)) if age > NEW)
             && self.connect(name).is_err()
@@ -260,8 +283,8 @@ impl Place {
 
 /// A directory above ours: of ours or of root's, and not open to a swap by others.
 fn check_parent(path: &Path) -> Result<(), OpenError> {
-    let meta = fs::metadata(path)
-        .map_err(OpenError::system(format!("look at {}", path.display())))?;
+    let meta =
+        fs::metadata(path).map_err(OpenError::system(format!("look at {}", path.display())))?;
     let sticky = meta.mode() & 0o1000 != 0;
     if (meta.uid() != user_id() && meta.uid() != 0) || (meta.mode() & 0o022 != 0 && !sticky) {
         return Err(refused(path, "can be changed by other users".into()));
@@ -293,17 +316,26 @@ fn make_private(path: &Path) -> Result<(), OpenError> {
         return Err(refused(path, "is no directory".into()));
     }
     if meta.uid() != user_id() {
-        return Err(refused(path, format!("belongs to user {}, not to {}", meta.uid(), user_id())));
+        return Err(refused(
+            path,
+            format!("belongs to user {}, not to {}", meta.uid(), user_id()),
+        ));
     }
     if meta.mode() & 0o077 != 0 {
         let mode = meta.mode() & 0o777;
-        return Err(refused(path, format!("is open to others (mode {mode:o}, 700 is needed)")));
+        return Err(refused(
+            path,
+            format!("is open to others (mode {mode:o}, 700 is needed)"),
+        ));
     }
     Ok(())
 }
 
 fn refused(path: &Path, problem: String) -> OpenError {
-    OpenError::Directory { path: path.to_owned(), problem }
+    OpenError::Directory {
+        path: path.to_owned(),
+        problem,
+    }
 }
 
 fn is_still(file: &File, path: &Path) -> bool {
@@ -322,7 +354,11 @@ fn write_owner(file: &mut File, socket: &str) -> io::Result<()> {
 
 /// What the file says, if its owner is alive and has finished writing.
 fn read_true(file: &mut File) -> io::Result<Option<Owner>> {
-    if !is_locked(file, TRUE)? { Ok(None) } else { read_owner(file) }
+    if !is_locked(file, TRUE)? {
+        Ok(None)
+    } else {
+        read_owner(file)
+    }
 }
 
 fn read_owner(file: &mut File) -> io::Result<Option<Owner>> {
@@ -336,5 +372,8 @@ fn read_owner(file: &mut File) -> io::Result<Option<Owner>> {
         return Ok(None);
     };
     let sane = socket.starts_with("node-") && !socket.contains('/');
-    Ok(pid.parse().ok().filter(|_| sane).map(|pid| Owner { pid, socket: socket.to_owned() }))
+    Ok(pid.parse().ok().filter(|_| sane).map(|pid| Owner {
+        pid,
+        socket: socket.to_owned(),
+    }))
 }

@@ -31,13 +31,22 @@ pub(crate) struct Where {
 
 impl From<SegmentRef> for Where {
     fn from(at: SegmentRef) -> Where {
-        Where { segment: at.segment, offset: at.offset, len: at.len }
+        Where {
+            segment: at.segment,
+            offset: at.offset,
+            len: at.len,
+        }
     }
 }
 
 impl From<Where> for SegmentRef {
     fn from(at: Where) -> SegmentRef {
-        SegmentRef { segment: at.segment, zero: 0, offset: at.offset, len: at.len }
+        SegmentRef {
+            segment: at.segment,
+            zero: 0,
+            offset: at.offset,
+            len: at.len,
+        }
     }
 }
 
@@ -94,7 +103,12 @@ pub(crate) enum Control {
     /// A segment that is used no more.
     Retired { id: u32 },
     /// Asks for the port of this name.
-    Open { lane: u32, name: String, types: Types, end: End },
+    Open {
+        lane: u32,
+        name: String,
+        types: Types,
+        end: End,
+    },
     /// The answer to `Open`: the port is open.
     Opened { lane: u32, end: End },
     /// The answer to `Open`: it is not.
@@ -121,13 +135,21 @@ pub(crate) fn encode(control: &Control) -> Option<Vec<u8>> {
 
 /// Reads a control message.
 pub(crate) fn decode(bytes: &[u8]) -> Result<Control, Fault> {
-    let (magic, rest) = bytes.split_first_chunk::<4>().ok_or(Fault::Control { what: "too short" })?;
-    let (version, body) = rest.split_first_chunk::<4>().ok_or(Fault::Control { what: "too short" })?;
+    let (magic, rest) = bytes
+        .split_first_chunk::<4>()
+        .ok_or(Fault::Control { what: "too short" })?;
+    let (version, body) = rest
+        .split_first_chunk::<4>()
+        .ok_or(Fault::Control { what: "too short" })?;
     if *magic != MAGIC {
-        return Err(Fault::Control { what: "not of shmbus" });
+        return Err(Fault::Control {
+            what: "not of shmbus",
+        });
     }
     if u32::from_le_bytes(*version) != VERSION {
-        return Err(Fault::Control { what: "of another version of shmbus" });
+        return Err(Fault::Control {
+            what: "of another version of shmbus",
+        });
     }
     // What came from a socket may start anywhere; the archive wants its alignment.
     let mut aligned = rkyv::util::AlignedVec::<16>::with_capacity(body.len());
@@ -140,15 +162,27 @@ mod tests {
     use super::*;
 
     fn example() -> Control {
-        let at = Where { segment: 1, offset: 64, len: 4160 };
+        let at = Where {
+            segment: 1,
+            offset: 64,
+            len: 4160,
+        };
         let end = End {
             sends: Some(SendingEnd { cells: at }),
             receives: None,
             bell: (at, 3),
             door: Some((at, 17, true)),
         };
-        let types = Types { request: 7, reply: Some(9) };
-        Control::Open { lane: 2, name: "complete".into(), types, end }
+        let types = Types {
+            request: 7,
+            reply: Some(9),
+        };
+        Control::Open {
+            lane: 2,
+            name: "complete".into(),
+            types,
+            end,
+        }
     }
 
     #[test]
@@ -171,7 +205,9 @@ mod tests {
         assert_eq!(decode(b"shm"), Err(Fault::Control { what: "too short" }));
         assert_eq!(
             decode(b"shmb\x02\0\0\0"),
-            Err(Fault::Control { what: "of another version of shmbus" })
+            Err(Fault::Control {
+                what: "of another version of shmbus"
+            })
         );
     }
 }

@@ -67,7 +67,11 @@ pub(crate) struct Block {
 impl Arena {
     /// An arena without memory; the first block makes the first segment.
     pub(crate) fn new(limits: Limits, on_retire: OnRetire) -> Arc<Arena> {
-        Arc::new(Arena { limits, book: Mutex::default(), on_retire })
+        Arc::new(Arena {
+            limits,
+            book: Mutex::default(),
+            on_retire,
+        })
     }
 
     /// Cuts a block of at least `len` bytes, aligned to a cache line.
@@ -86,7 +90,12 @@ impl Arena {
                 book.cut(len).ok_or(MemoryError::TooLarge { bytes: len })?
             }
         };
-        Ok(Block { arena: Arc::downgrade(self), segment, offset, len })
+        Ok(Block {
+            arena: Arc::downgrade(self),
+            segment,
+            offset,
+            len,
+        })
     }
 
     /// The segment with this number, while it is in use.
@@ -132,15 +141,30 @@ impl Book {
     }
 
     fn grow(&mut self, len: u64, limit: u64) -> Result<(), MemoryError> {
-        let least = if self.segments.is_empty() { FIRST } else { LATER };
+        let least = if self.segments.is_empty() {
+            FIRST
+        } else {
+            LATER
+        };
         let size = len.max(least).next_multiple_of(PAGE);
         if self.total.saturating_add(size) > limit {
-            return Err(MemoryError::Limit { bytes: len, used: self.total, limit });
+            return Err(MemoryError::Limit {
+                bytes: len,
+                used: self.total,
+                limit,
+            });
         }
         let segment = Arc::new(OwnSegment::create(self.next_id, size)?);
         let free = BTreeMap::from([(0, segment.len())]);
         self.total += segment.len();
-        self.segments.insert(self.next_id, Ranges { segment, free, used: 0 });
+        self.segments.insert(
+            self.next_id,
+            Ranges {
+                segment,
+                free,
+                used: 0,
+            },
+        );
         self.next_id += 1;
         Ok(())
     }
@@ -198,7 +222,12 @@ impl Block {
     pub(crate) fn reference(&self, offset: usize, len: usize) -> SegmentRef {
         debug_assert!(offset + len <= self.len());
         let offset = self.offset + offset as u64;
-        SegmentRef { segment: self.segment.id(), zero: 0, offset, len: len as u64 }
+        SegmentRef {
+            segment: self.segment.id(),
+            zero: 0,
+            offset,
+            len: len as u64,
+        }
     }
 }
 
@@ -275,6 +304,15 @@ mod tests {
     fn the_limit_is_an_error_that_names_the_sizes() {
         let (arena, _) = arena(2 << 20);
         let error = arena.allocate(4 << 20).err().unwrap();
-        assert!(matches!(error, MemoryError::Limit { limit: 0x20_0000, .. }), "{error}");
+        assert!(
+            matches!(
+                error,
+                MemoryError::Limit {
+                    limit: 0x20_0000,
+                    ..
+                }
+            ),
+            "{error}"
+        );
     }
 }

@@ -206,11 +206,19 @@ mod tests {
 
     #[test]
     fn header_survives_its_word() {
-        let header = Header { kind: Kind::Block, len: 65_535, next: 1023, tag: 0xabcd };
+        let header = Header {
+            kind: Kind::Block,
+            len: 65_535,
+            next: 1023,
+            tag: 0xabcd,
+        };
         let word = header.to_word(stamp_of(4094));
         assert!(is_stamped(word, 4095));
         assert_eq!(Header::from_word(word), Some(header));
-        assert_eq!(word, 0xabcd_03ff_ffff_2fff, "golden: a change here is a change of the format");
+        assert_eq!(
+            word, 0xabcd_03ff_ffff_2fff,
+            "golden: a change here is a change of the format"
+        );
     }
 
     #[test]

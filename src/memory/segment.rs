@@ -17,7 +17,7 @@ use memmap2::{Advice, MmapOptions, MmapRaw};
 
 use super::layout::SegmentRef;
 use crate::error::{Fault, MemoryError};
-use crate::sys::{memfd, kernel_version};
+use crate::sys::{kernel_version, memfd};
 
 /// The granule of a segment's size, in bytes.
 pub(crate) const PAGE: u64 = 4096;
@@ -42,8 +42,10 @@ impl OwnSegment {
             .map_err(exhausted)?;
         // A forked child must not be a second writer. It then has no arena at all.
         map.advise(Advice::DontFork).map_err(exhausted)?;
-        memfd::seal(fd.as_fd())
-            .map_err(|source| MemoryError::Unsealable { kernel: kernel_version(), source })?;
+        memfd::seal(fd.as_fd()).map_err(|source| MemoryError::Unsealable {
+            kernel: kernel_version(),
+            source,
+        })?;
         Ok(OwnSegment { id, map, fd })
     }
 
@@ -81,15 +83,24 @@ impl PeerSegment {
     /// Checks the seals and the size of a descriptor that a peer sent, and maps it for reading.
     pub(crate) fn map(fd: &OwnedFd, len: u64, most: u64) -> Result<PeerSegment, Fault> {
         if len == 0 || len > most || !len.is_multiple_of(PAGE) {
-            return Err(Fault::SegmentSize { announced: len, most });
+            return Err(Fault::SegmentSize {
+                announced: len,
+                most,
+            });
         }
         let seals = memfd::seals(fd.as_fd()).map_err(|_| Fault::NotMemory)?;
         if seals & memfd::SEALS != memfd::SEALS {
-            return Err(Fault::Unsealed { found: seals, wanted: memfd::SEALS });
+            return Err(Fault::Unsealed {
+                found: seals,
+                wanted: memfd::SEALS,
+            });
         }
         let size = memfd::size(fd.as_fd()).map_err(|_| Fault::NotMemory)?;
         if size != len {
-            return Err(Fault::SegmentShort { announced: len, found: size });
+            return Err(Fault::SegmentShort {
+                announced: len,
+                found: size,
+            });
         }
         let map = MmapOptions::new()
             .len(len as usize)
@@ -108,8 +119,18 @@ impl PeerSegment {
     pub(crate) fn resolve(&self, range: SegmentRef, align: u64) -> Result<NonNull<u8>, Fault> {
         let end = range.offset.checked_add(range.len);
         if end.is_none_or(|end| end > self.len()) || !range.offset.is_multiple_of(align) {
-            let SegmentRef { segment, offset, len, .. } = range;
-            return Err(Fault::Reference { segment, offset, len, size: self.len() });
+            let SegmentRef {
+                segment,
+                offset,
+                len,
+                ..
+            } = range;
+            return Err(Fault::Reference {
+                segment,
+                offset,
+                len,
+                size: self.len(),
+            });
         }
         // An empty range may start at the very end: that is one byte behind, still a valid place.
         // SAFETY: the offset is at most the length of the mapping.

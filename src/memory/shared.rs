@@ -61,7 +61,10 @@ impl<T: ?Sized> Clone for Shared<T> {
             #[cfg(any(test, loom))]
             Keep::Heap(heap) => Keep::Heap(heap.clone()),
         };
-        Shared { place: self.place, keep }
+        Shared {
+            place: self.place,
+            keep,
+        }
     }
 }
 
@@ -90,7 +93,10 @@ impl<T: Place> Shared<T> {
     /// Zeroes a block of our own that is large enough, and lays a `T` over its start.
     pub(crate) fn own(block: Arc<Block>) -> Shared<T> {
         let cells = Shared::<[T]>::own_slice(block, 0, 1);
-        Shared { place: cells.place.cast(), keep: cells.keep }
+        Shared {
+            place: cells.place.cast(),
+            keep: cells.keep,
+        }
     }
 
     /// Lays a `T` over a checked place of a peer's segment.
@@ -99,7 +105,10 @@ impl<T: Place> Shared<T> {
     ///
     /// 1. `place` was resolved in `segment` for `size_of::<T>()` bytes on the alignment of `T`.
     pub(crate) unsafe fn peer(segment: Arc<PeerSegment>, place: NonNull<u8>) -> Shared<T> {
-        Shared { place: place.cast(), keep: Keep::Peer(segment) }
+        Shared {
+            place: place.cast(),
+            keep: Keep::Peer(segment),
+        }
     }
 }
 
@@ -112,7 +121,10 @@ impl<T: Place> Shared<[T]> {
         let place = unsafe { block.start().add(offset) };
         // SAFETY: the range lies in the block, which is ours alone to write.
         unsafe { place.write_bytes(0, bytes) };
-        Shared { place: NonNull::slice_from_raw_parts(place.cast(), count), keep: Keep::Own(block) }
+        Shared {
+            place: NonNull::slice_from_raw_parts(place.cast(), count),
+            keep: Keep::Own(block),
+        }
     }
 
     /// Lays `count` places over a checked range of a peer's segment.
@@ -126,7 +138,10 @@ impl<T: Place> Shared<[T]> {
         count: usize,
     ) -> Shared<[T]> {
         let place = NonNull::slice_from_raw_parts(place.cast(), count);
-        Shared { place, keep: Keep::Peer(segment) }
+        Shared {
+            place,
+            keep: Keep::Peer(segment),
+        }
     }
 }
 
@@ -135,7 +150,10 @@ impl<T: Sync + Send + 'static> Shared<T> {
     /// A value on the heap, for tests and models: clones stand for the other side's mapping.
     pub(crate) fn heap(value: T) -> Shared<T> {
         let heap = Arc::new(value);
-        Shared { place: NonNull::from(&*heap), keep: Keep::Heap(heap) }
+        Shared {
+            place: NonNull::from(&*heap),
+            keep: Keep::Heap(heap),
+        }
     }
 }
 
@@ -144,6 +162,9 @@ impl<T: Sync + Send + 'static> Shared<[T]> {
     /// Values on the heap, as [`Shared::heap`].
     pub(crate) fn heap_slice(values: Vec<T>) -> Shared<[T]> {
         let heap = Arc::new(values);
-        Shared { place: NonNull::from(&heap[..]), keep: Keep::Heap(heap) }
+        Shared {
+            place: NonNull::from(&heap[..]),
+            keep: Keep::Heap(heap),
+        }
     }
 }

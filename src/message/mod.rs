@@ -37,6 +37,7 @@ use layout::Layouts;
     reason = "the floors above send and receive with these"
 )]
 pub(crate) use layout::{Layout, layout_of};
+pub(crate) use writer::Wanted;
 pub use writer::{InPlace, MAX_MESSAGE, SlotWriter};
 
 use crate::schema::Schema;

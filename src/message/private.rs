@@ -49,7 +49,7 @@ pub fn to_bytes<T: ShmMessage>(value: &T) -> Result<rkyv::util::AlignedVec<64>, 
     let mut bytes = rkyv::util::AlignedVec::<64>::new();
     bytes.resize(counter.needed(), 0);
     // SAFETY: `bytes` has that many bytes, and is not touched until the writer was last used.
-    let mut writer = unsafe { SlotWriter::new(bytes.as_mut_ptr(), bytes.len(), 0) };
+    let mut writer = unsafe { SlotWriter::new(bytes.as_mut_ptr(), bytes.len()) };
     codec::encode(value, &mut writer)?;
     assert_eq!(
         (writer.overflowed(), writer.needed()),

@@ -10,6 +10,7 @@ use rkyv::rancor::Strategy;
 use rkyv::ser::{Positional, Serializer, Writer};
 
 use super::codec::CodecError;
+use crate::memory::loan::LoanBlock;
 
 /// The longest message, in bytes: 1 GiB.
 ///
@@ -45,14 +46,34 @@ pub struct SlotWriter {
     /// 2. `capacity <= MAX_MESSAGE`.
     base: *mut u8,
     capacity: usize,
-    /// Bytes below this were there before.
-    start: usize,
     /// Where the next byte goes, or would go. Only grows; beyond `capacity` nothing is written.
     pos: usize,
+    loan: Loans,
+}
+
+/// What the writer knows of elements that were filled in place.
+#[derive(Debug)]
+enum Loans {
+    /// None was met.
+    None,
+    /// The first that was met, and how many bytes came before it: its block would be the better
+    /// destination.
+    Wanted(Wanted),
+    /// The destination is the block of this loan, whose elements stand at this position.
+    Around(LoanBlock, usize),
+}
+
+/// A loan that a message holds, for whoever chooses the destination.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    /// The loan.
+    pub(crate) loan: LoanBlock,
+    /// How many bytes of the message are archived before its elements.
+    pub(crate) before: usize,
 }
 
 impl SlotWriter {
-    /// Creates a writer over `capacity` bytes at `base`, of which the first `start` are filled already.
+    /// Creates a writer over `capacity` bytes at `base`.
     ///
     /// What is written beyond [`MAX_MESSAGE`] is refused, so a larger capacity is not used.
     ///
@@ -61,12 +82,12 @@ impl SlotWriter {
     /// 1. `base` is valid for writes of `capacity` bytes until the writer was last used.
     /// 2. Nobody else writes there meanwhile, and no Rust reference to these bytes is used.
     #[inline]
-    pub unsafe fn new(base: *mut u8, capacity: usize, start: usize) -> Self {
+    pub unsafe fn new(base: *mut u8, capacity: usize) -> Self {
         Self {
             base,
             capacity: capacity.min(MAX_MESSAGE),
-            start,
-            pos: start,
+            pos: 0,
+            loan: Loans::None,
         }
     }
 
@@ -76,8 +97,8 @@ impl SlotWriter {
         Self {
             base: ptr::NonNull::dangling().as_ptr(),
             capacity: 0,
-            start: 0,
             pos: 0,
+            loan: Loans::None,
         }
     }
 
@@ -97,6 +118,21 @@ impl SlotWriter {
     #[inline]
     pub fn overflowed(&self) -> bool {
         self.pos > self.capacity
+    }
+
+    /// Says that the elements of `loan` stand at `position` of the destination: they are left out
+    /// of the writing, and what comes after them is written behind them.
+    pub(crate) fn leave_out(&mut self, loan: &LoanBlock, position: usize) {
+        self.loan = Loans::Around(loan.clone(), position);
+    }
+
+    /// Takes the first loan that was met and could not be left out.
+    #[inline]
+    pub(crate) fn take_wanted(&mut self) -> Option<Wanted> {
+        match std::mem::replace(&mut self.loan, Loans::None) {
+            Loans::Wanted(wanted) => Some(wanted),
+            _ => None,
+        }
     }
 
     /// Returns what was written, if everything fitted.
@@ -134,29 +170,45 @@ impl Writer<CodecError> for SlotWriter {
     }
 }
 
-/// A serializer that knows which bytes of its destination were there before it began.
+/// A serializer that knows which bytes of its destination were filled before it began.
 ///
-/// A field whose bytes the user has filled in place already asks for their position, instead of
-/// writing them again.
+/// A field whose elements the user has filled in place asks for their position, instead of writing
+/// them again.
 pub trait InPlace {
-    /// Returns the position of `len` bytes at `ptr`, if they lie in the part of the destination that
-    /// was filled before the serializer began.
-    fn in_place(&mut self, ptr: *const u8, len: usize) -> Option<usize>;
+    /// Returns the position of the loan's elements, if they stand in the destination already and
+    /// nothing was written behind them; they are then passed over.
+    #[doc(hidden)]
+    fn in_place(&mut self, loan: &LoanBlock) -> Option<usize>;
 }
 
 impl InPlace for SlotWriter {
     #[inline]
-    fn in_place(&mut self, ptr: *const u8, len: usize) -> Option<usize> {
-        let pos = ptr.addr().checked_sub(self.base.addr())?;
-        let end = pos.checked_add(len)?;
-        (end <= self.start.min(self.capacity)).then_some(pos)
+    fn in_place(&mut self, loan: &LoanBlock) -> Option<usize> {
+        match &self.loan {
+            Loans::None => {
+                let before = self.pos;
+                self.loan = Loans::Wanted(Wanted {
+                    loan: loan.clone(),
+                    before,
+                });
+                None
+            }
+            Loans::Around(mine, at) if mine.is(loan) && self.pos <= *at => {
+                let at = *at;
+                // A second field with the same loan is written like any other.
+                self.loan = Loans::None;
+                self.pos = at + loan.bytes();
+                Some(at)
+            }
+            _ => None,
+        }
     }
 }
 
 impl<W: InPlace, A, S, E> InPlace for Strategy<Serializer<W, A, S>, E> {
     #[inline]
-    fn in_place(&mut self, ptr: *const u8, len: usize) -> Option<usize> {
-        self.writer.in_place(ptr, len)
+    fn in_place(&mut self, loan: &LoanBlock) -> Option<usize> {
+        self.writer.in_place(loan)
     }
 }
 
@@ -164,15 +216,15 @@ impl<W: InPlace, A, S, E> InPlace for Strategy<Serializer<W, A, S>, E> {
 mod tests {
     use super::*;
 
-    fn over(bytes: &mut [u8], start: usize) -> SlotWriter {
+    fn over(bytes: &mut [u8]) -> SlotWriter {
         // SAFETY: the tests do not touch `bytes` until they are done with the writer.
-        unsafe { SlotWriter::new(bytes.as_mut_ptr(), bytes.len(), start) }
+        unsafe { SlotWriter::new(bytes.as_mut_ptr(), bytes.len()) }
     }
 
     #[test]
     fn counts_on_when_it_is_full() {
         let mut bytes = [0xEE; 8];
-        let mut writer = over(&mut bytes, 0);
+        let mut writer = over(&mut bytes);
         writer.write(b"abcdef").unwrap();
         assert!(!writer.overflowed());
         writer.write(b"ghi").unwrap();
@@ -190,18 +242,5 @@ mod tests {
         writer.write(b"a").unwrap();
         assert!(writer.write(b"b").is_err());
         assert_eq!(writer.needed(), MAX_MESSAGE);
-    }
-
-    #[test]
-    fn finds_what_is_in_place() {
-        let mut bytes = [0; 32];
-        let ptr = bytes.as_ptr();
-        let mut writer = over(&mut bytes, 16);
-        assert_eq!(writer.in_place(ptr.wrapping_add(4), 12), Some(4));
-        assert_eq!(writer.in_place(ptr.wrapping_add(4), 13), None);
-        assert_eq!(writer.in_place(ptr.wrapping_sub(1), 1), None);
-        assert_eq!(writer.in_place(ptr.wrapping_add(16), 0), Some(16));
-        assert_eq!(writer.in_place(ptr.wrapping_add(16), 1), None);
-        assert_eq!(writer.in_place(ptr, usize::MAX), None);
     }
 }

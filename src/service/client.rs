@@ -44,8 +44,16 @@ impl<R: ShmRequest> Client<R> {
     ) -> Result<Client<R>, ConnectError> {
         let node = bus.node();
         let connected = connect::<R, R::Reply>(node, R::SERVICE, true, deadline)?;
-        let Connected { outbox, inbox, closer, sleeper } = connected;
-        let lost = ConnectError::Lost { pid: outbox.link().pid(), fault: None };
+        let Connected {
+            outbox,
+            inbox,
+            closer,
+            sleeper,
+        } = connected;
+        let lost = ConnectError::Lost {
+            pid: outbox.link().pid(),
+            fault: None,
+        };
         let mut inbox = inbox.ok_or(lost)?;
         inbox.watch();
         Ok(Client {
@@ -124,7 +132,9 @@ impl<R: ShmRequest> Client<R> {
         }
         let tag = self.tag.get().wrapping_add(1);
         self.tag.set(tag);
-        self.outbox.borrow_mut().send(request, tag, self.wait, deadline)?;
+        self.outbox
+            .borrow_mut()
+            .send(request, tag, self.wait, deadline)?;
         let message = self.wait_for(tag, deadline)?;
         let archived = self.inbox.borrow().validate::<R::Reply>(&message);
         let held = Held::new(&self.inbox, &self.held, message);
@@ -145,7 +155,11 @@ impl<R: ShmRequest> Client<R> {
             let closed = inbox.line().is_closed();
             match inbox.poll() {
                 Ok(Some(message)) if message.tag != tag => inbox.hand_back(message.cell, false),
-                Ok(Some(Message { body: Body::Failed(why), cell, .. })) => {
+                Ok(Some(Message {
+                    body: Body::Failed(why),
+                    cell,
+                    ..
+                })) => {
                     inbox.hand_back(cell, false);
                     return Err(self.failure(&inbox, why));
                 }
@@ -213,5 +227,8 @@ impl<R: ShmRequest> Client<R> {
 
 #[cold]
 fn lost(inbox: &Inbox) -> CallError {
-    CallError::Lost { pid: inbox.link().pid(), fault: inbox.link().fault() }
+    CallError::Lost {
+        pid: inbox.link().pid(),
+        fault: inbox.link().fault(),
+    }
 }

@@ -42,13 +42,19 @@ impl Drop for Closer {
 /// The types of a port that receives `T` and replies with `R`, if it replies.
 pub(crate) fn types_of<T: ShmMessage, R: ShmMessage>(replies: bool) -> Types {
     let reply = replies.then(|| layout_of::<R>().fingerprint);
-    Types { request: layout_of::<T>().fingerprint, reply }
+    Types {
+        request: layout_of::<T>().fingerprint,
+        reply,
+    }
 }
 
 /// The schemas of such a port.
 pub(crate) fn schemas_of<T: ShmMessage, R: ShmMessage>(replies: bool) -> Schemas {
     let reply = replies.then(|| layout_of::<R>().schema.to_bytes());
-    Schemas { request: layout_of::<T>().schema.to_bytes(), reply }
+    Schemas {
+        request: layout_of::<T>().schema.to_bytes(),
+        reply,
+    }
 }
 
 /// How the schemas of a peer differ from those of such a port of ours.
@@ -116,7 +122,11 @@ fn no_server(node: &Node, name: &str) -> ConnectError {
             None => "a link that has ended".to_owned(),
         },
     };
-    ConnectError::NoServer { bus: node.name().to_owned(), service: name.to_owned(), place }
+    ConnectError::NoServer {
+        bus: node.name().to_owned(),
+        service: name.to_owned(),
+        place,
+    }
 }
 
 fn try_connect<T: ShmMessage, R: ShmMessage>(
@@ -135,7 +145,10 @@ fn try_connect<T: ShmMessage, R: ShmMessage>(
         }
     };
     if !link.wait_hello() {
-        return Err(ConnectError::Lost { pid: link.pid(), fault: link.fault() });
+        return Err(ConnectError::Lost {
+            pid: link.pid(),
+            fault: link.fault(),
+        });
     }
     let (sleeper, bell) = node.new_sleeper()?;
     open_lane::<T, R>(node, &link, name, replies, (sleeper, bell))
@@ -148,30 +161,52 @@ fn open_lane<T: ShmMessage, R: ShmMessage>(
     replies: bool,
     (sleeper, bell): (Arc<Sleeper>, SegmentRef),
 ) -> Result<Connected, ConnectError> {
-    let lost = || ConnectError::Lost { pid: link.pid(), fault: link.fault() };
+    let lost = || ConnectError::Lost {
+        pid: link.pid(),
+        fault: link.fault(),
+    };
     let offered = offer_end(node, link, (&sleeper, bell), (true, replies), Some(name))?;
     let line = Line::new(sleeper.clone());
     let id = link.new_lane(line.clone());
     let closer = Closer::new(link.clone(), id);
     let types = types_of::<T, R>(replies);
-    let open =
-        Control::Open { lane: id.number, name: name.to_owned(), types, end: offered.end };
+    let open = Control::Open {
+        lane: id.number,
+        name: name.to_owned(),
+        types,
+        end: offered.end,
+    };
     link.say(&open).map_err(|_| lost())?;
     let theirs = match link.wait_answer(id, Instant::now() + HANDSHAKE) {
         Some(Ok(end)) => end,
         Some(Err(Refusal::NoServer)) => return Err(no_server(node, name)),
         Some(Err(Refusal::NoMemory)) => {
-            return Err(ConnectError::NoAnswer { service: name.to_owned(), pid: link.pid() });
+            return Err(ConnectError::NoAnswer {
+                service: name.to_owned(),
+                pid: link.pid(),
+            });
         }
         Some(Err(Refusal::Layout(schemas))) => {
             let ours = schemas_of::<T, R>(replies);
-            let _ = link.say(&Control::Differs { name: name.to_owned(), schemas: ours });
+            let _ = link.say(&Control::Differs {
+                name: name.to_owned(),
+                schemas: ours,
+            });
             let differences = differences::<T, R>(replies, &schemas);
             let service = name.to_owned();
-            return Err(ConnectError::Layout { service, pid: link.pid(), differences });
+            return Err(ConnectError::Layout {
+                service,
+                pid: link.pid(),
+                differences,
+            });
         }
         None if link.is_dead() => return Err(lost()),
-        None => return Err(ConnectError::NoAnswer { service: name.to_owned(), pid: link.pid() }),
+        None => {
+            return Err(ConnectError::NoAnswer {
+                service: name.to_owned(),
+                pid: link.pid(),
+            });
+        }
     };
     let joined = complete::<R>(node, link, &line, offered.near, &theirs, false);
     let (outbox, inbox) = joined.map_err(|fault| {
@@ -179,5 +214,10 @@ fn open_lane<T: ShmMessage, R: ShmMessage>(
         lost()
     })?;
     let outbox = outbox.ok_or_else(lost)?;
-    Ok(Connected { outbox, inbox, closer, sleeper })
+    Ok(Connected {
+        outbox,
+        inbox,
+        closer,
+        sleeper,
+    })
 }

@@ -139,10 +139,14 @@ impl HubPort {
         end: &End,
     ) -> Result<Option<(Shared<Doorbell>, SegmentRef, u64, u16, bool)>, Fault> {
         let Some((at, bit, stands)) = end.door else {
-            return Err(Fault::Control { what: "a lane without a doorbell" });
+            return Err(Fault::Control {
+                what: "a lane without a doorbell",
+            });
         };
         if usize::from(bit) >= DOORBELL_LANES {
-            return Err(Fault::Control { what: "a bit outside of its doorbell" });
+            return Err(Fault::Control {
+                what: "a bit outside of its doorbell",
+            });
         }
         let bell = lay_door(link, at.into())?;
         Ok(Some((bell, at.into(), link.token(), bit, stands)))
@@ -172,9 +176,13 @@ impl Port for HubPort {
         let line = Line::one_of_many(self.sleeper.clone(), self.closed.clone(), number);
         let door = self.door_of(link, &end)?;
         let (outbox, inbox) = (self.make)(node, link, &line, offered.near, &end)?;
-        let inbox = inbox.ok_or(Fault::Control { what: "a lane that sends nothing" })?;
+        let inbox = inbox.ok_or(Fault::Control {
+            what: "a lane that sends nothing",
+        })?;
         if !link.add_lane(id, line) {
-            return Err(Fault::Control { what: "a lane whose number is in use" });
+            return Err(Fault::Control {
+                what: "a lane whose number is in use",
+            });
         }
         self.opened.push(Lane {
             number,
@@ -194,7 +202,10 @@ impl Port for HubPort {
 
     fn differs(&self, pid: u32, schemas: &Schemas) -> String {
         let differences = (self.explain)(self.replies, schemas);
-        let mut text = format!("{:?} was asked for by process {pid} with another layout", self.name);
+        let mut text = format!(
+            "{:?} was asked for by process {pid} with another layout",
+            self.name
+        );
         for difference in differences {
             text += &format!("\n  {difference}");
         }
@@ -224,7 +235,9 @@ impl Hub {
     /// The lane that a message came from.
     #[inline]
     pub(crate) fn lane(&self, number: usize) -> &Lane {
-        self.lanes[number].as_ref().expect("a message's lane stays while its view borrows the hub")
+        self.lanes[number]
+            .as_ref()
+            .expect("a message's lane stays while its view borrows the hub")
     }
 
     /// Waits for the next message of any lane: until the deadline, or until the port ended.
@@ -269,7 +282,9 @@ impl Hub {
     fn look_at_watched(&mut self) -> Option<(usize, Message)> {
         for at in 0..self.watched.len() {
             let number = self.watched[at];
-            let Some(lane) = &mut self.lanes[number] else { continue };
+            let Some(lane) = &mut self.lanes[number] else {
+                continue;
+            };
             let inbox = lane.inbox.get_mut();
             match inbox.poll() {
                 Ok(Some(message)) => {
@@ -319,7 +334,9 @@ impl Hub {
     #[inline]
     fn look_at_ready(&mut self) -> Option<(usize, Message)> {
         while let Some(number) = self.ready.pop_front() {
-            let Some(lane) = self.lanes.get_mut(number).and_then(Option::as_mut) else { continue };
+            let Some(lane) = self.lanes.get_mut(number).and_then(Option::as_mut) else {
+                continue;
+            };
             match lane.inbox.get_mut().poll() {
                 Ok(Some(message)) => {
                     // Others first, then this one again.
@@ -337,7 +354,9 @@ impl Hub {
     /// A lane that was emptied: from now on it is watched, or rings.
     fn settle(&mut self, number: usize) {
         let has_place = self.watched.len() < MOST_WATCHED || self.evict();
-        let Some(lane) = self.lanes[number].as_mut() else { return };
+        let Some(lane) = self.lanes[number].as_mut() else {
+            return;
+        };
         let inbox = lane.inbox.get_mut();
         inbox.flush();
         if !lane.rung || lane.watched {
@@ -358,7 +377,9 @@ impl Hub {
     /// Arms a watched lane that was idle for long; false where there is none.
     fn evict(&mut self) -> bool {
         let idle = |n: &usize| self.lanes[*n].as_ref().is_none_or(|l| l.idle > IDLE);
-        let Some(at) = self.watched.iter().position(idle) else { return false };
+        let Some(at) = self.watched.iter().position(idle) else {
+            return false;
+        };
         let number = self.watched.swap_remove(at);
         if let Some(lane) = &mut self.lanes[number] {
             let inbox = lane.inbox.get_mut();
@@ -406,23 +427,29 @@ impl Hub {
     }
 
     fn door(&mut self, bell: Shared<Doorbell>, key: (u64, SegmentRef)) -> &mut Door {
-        let at = self.doors.iter().position(|d| d.key == key).unwrap_or_else(|| {
-            self.doors.push(Door {
-                bell,
-                key,
-                rings: 0,
-                seen: Box::new([0; DOORBELL_LANES / 64]),
-                lanes: Box::new([NOBODY; DOORBELL_LANES]),
-                count: 0,
+        let at = self
+            .doors
+            .iter()
+            .position(|d| d.key == key)
+            .unwrap_or_else(|| {
+                self.doors.push(Door {
+                    bell,
+                    key,
+                    rings: 0,
+                    seen: Box::new([0; DOORBELL_LANES / 64]),
+                    lanes: Box::new([NOBODY; DOORBELL_LANES]),
+                    count: 0,
+                });
+                self.doors.len() - 1
             });
-            self.doors.len() - 1
-        });
         &mut self.doors[at]
     }
 
     fn remove(&mut self, number: usize) {
         self.watched.retain(|&n| n != number);
-        let Some(lane) = self.lanes[number].take() else { return };
+        let Some(lane) = self.lanes[number].take() else {
+            return;
+        };
         if let Some((_, at, token, bit, _)) = lane.door {
             if let Some(i) = self.doors.iter().position(|d| d.key == (token, at)) {
                 let door = &mut self.doors[i];
@@ -456,9 +483,14 @@ impl Hub {
         // none is armed anew before its ring was seen.
         let lanes = &self.lanes;
         self.ready.retain(|&n| {
-            lanes[n].as_ref().is_some_and(|l| l.closing || l.inbox.borrow().is_ready())
+            lanes[n]
+                .as_ref()
+                .is_some_and(|l| l.closing || l.inbox.borrow().is_ready())
         });
-        let rung = self.doors.iter().any(|d| load_acquire_u32(&d.bell.rings) != d.rings);
+        let rung = self
+            .doors
+            .iter()
+            .any(|d| load_acquire_u32(&d.bell.rings) != d.rings);
         if self.ready.is_empty() && !rung && !self.port.sleeper.is_poked() {
             self.port.sleeper.sleep(odd, timeout);
         }

@@ -32,7 +32,12 @@ impl<T: ShmMessage> Receiver<T> {
         let port = HubPort::new::<T, T>(node, name, false)?;
         let offer = node.offer(name, port.clone())?;
         let hub = Hub::new(port, node.config().wait);
-        Ok(Receiver { offer: Some(offer), hub, bus: bus.clone(), _message: PhantomData })
+        Ok(Receiver {
+            offer: Some(offer),
+            hub,
+            bus: bus.clone(),
+            _message: PhantomData,
+        })
     }
 
     /// Chooses how this receiver waits.
@@ -81,7 +86,9 @@ impl<T: ShmMessage> Receiver<T> {
             return Err(ReceiveError::Forked);
         }
         let (number, message, archived) = loop {
-            let Next::Message(number, message) = self.hub.next(deadline) else { return Ok(None) };
+            let Next::Message(number, message) = self.hub.next(deadline) else {
+                return Ok(None);
+            };
             let inbox = self.hub.lane(number).inbox.borrow();
             // An invalid message has ended its link; the next one may be fine.
             if let Ok(archived) = inbox.validate::<T>(&message) {
@@ -174,7 +181,8 @@ impl<T: ShmMessage> Sender<T> {
     ///
     /// [`SendError::Full`] when the time is up.
     pub fn send_timeout(&mut self, message: &T, timeout: Duration) -> Result<(), SendError> {
-        self.outbox.send(message, 0, self.wait, Instant::now().checked_add(timeout))
+        self.outbox
+            .send(message, 0, self.wait, Instant::now().checked_add(timeout))
     }
 
     /// Borrows memory of the slab to fill; see [`Client::loan_bytes`](crate::Client::loan_bytes).

@@ -36,7 +36,12 @@ impl<R: ShmRequest> Server<R> {
         let port = HubPort::new::<R, R::Reply>(node, R::SERVICE, true)?;
         let offer = node.offer(R::SERVICE, port.clone())?;
         let hub = Hub::new(port, node.config().wait);
-        Ok(Server { offer: Some(offer), hub, bus: bus.clone(), _request: PhantomData })
+        Ok(Server {
+            offer: Some(offer),
+            hub,
+            bus: bus.clone(),
+            _request: PhantomData,
+        })
     }
 
     /// Chooses how this server waits for requests.
@@ -85,7 +90,9 @@ impl<R: ShmRequest> Server<R> {
             return Err(ReceiveError::Forked);
         }
         let (number, message, archived) = loop {
-            let Next::Message(number, message) = self.hub.next(deadline) else { return Ok(None) };
+            let Next::Message(number, message) = self.hub.next(deadline) else {
+                return Ok(None);
+            };
             let inbox = self.hub.lane(number).inbox.borrow();
             // An invalid request has ended its link; the next one may be fine.
             if let Ok(archived) = inbox.validate::<R>(&message) {
@@ -98,7 +105,12 @@ impl<R: ShmRequest> Server<R> {
         let held = Held::new(&lane.inbox, &lane.held, message);
         // SAFETY: 1. it is what validation of this very message returned.
         let view = unsafe { held.view::<R>(archived) };
-        Ok(Some(Call { view: Some(view), outbox, tag, answered: false }))
+        Ok(Some(Call {
+            view: Some(view),
+            outbox,
+            tag,
+            answered: false,
+        }))
     }
 }
 
@@ -154,7 +166,9 @@ impl<R: ShmRequest> Call<'_, R> {
     }
 
     fn view(&self) -> &View<'_, R> {
-        self.view.as_ref().expect("only a reply takes the view, and with it the call")
+        self.view
+            .as_ref()
+            .expect("only a reply takes the view, and with it the call")
     }
 }
 
@@ -164,7 +178,9 @@ fn unsent(outbox: &mut Outbox, tag: u16, error: SendError) -> Result<(), SendErr
         SendError::Closed { .. } => return Ok(()),
         SendError::Full => {
             // No client of ours holds so much: this one does not keep to the protocol.
-            outbox.link().die(Some(Fault::Hoarding { cells: MOST_HELD }));
+            outbox
+                .link()
+                .die(Some(Fault::Hoarding { cells: MOST_HELD }));
             return Ok(());
         }
         SendError::TooLarge { .. } => Failure::TooLarge,
@@ -174,7 +190,9 @@ fn unsent(outbox: &mut Outbox, tag: u16, error: SendError) -> Result<(), SendErr
     };
     // A lane too full even for this ends with its link, as above.
     if outbox.fail(tag, why as u8).is_err() && !outbox.line().is_closed() {
-        outbox.link().die(Some(Fault::Hoarding { cells: MOST_HELD }));
+        outbox
+            .link()
+            .die(Some(Fault::Hoarding { cells: MOST_HELD }));
     }
     Err(error)
 }

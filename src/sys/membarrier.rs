@@ -8,8 +8,7 @@ use std::sync::OnceLock;
 /// towards peers that issue the dear one.
 pub(crate) fn register() -> bool {
     static REGISTERED: OnceLock<bool> = OnceLock::new();
-    *REGISTERED
-        .get_or_init(|| call(libc::MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED as libc::c_int))
+    *REGISTERED.get_or_init(|| call(libc::MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED as libc::c_int))
 }
 
 /// `membarrier(MEMBARRIER_CMD_GLOBAL_EXPEDITED)`: every running thread of a registered process
@@ -17,7 +16,10 @@ pub(crate) fn register() -> bool {
 pub(crate) fn global_expedited() {
     // It cannot fail once a process on this kernel could register, and only such peers ask for it.
     let done = call(libc::MEMBARRIER_CMD_GLOBAL_EXPEDITED as libc::c_int);
-    debug_assert!(done, "membarrier was refused after a registration was granted");
+    debug_assert!(
+        done,
+        "membarrier was refused after a registration was granted"
+    );
 }
 
 fn call(command: libc::c_int) -> bool {

@@ -55,5 +55,7 @@ pub(crate) fn seals(fd: BorrowedFd<'_>) -> io::Result<libc::c_int> {
 
 /// `fstat`: the size of the file in bytes.
 pub(crate) fn size(fd: BorrowedFd<'_>) -> io::Result<u64> {
-    File::from(fd.try_clone_to_owned()?).metadata().map(|m| m.len())
+    File::from(fd.try_clone_to_owned()?)
+        .metadata()
+        .map(|m| m.len())
 }

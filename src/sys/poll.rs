@@ -18,7 +18,10 @@ impl Epoll {
 
     /// `epoll_ctl(EPOLL_CTL_ADD)` for reading.
     pub(crate) fn add(&self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
-        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: token };
+        let mut event = libc::epoll_event {
+            events: libc::EPOLLIN as u32,
+            u64: token,
+        };
         let (set, fd) = (self.0.as_raw_fd(), fd.as_raw_fd());
         // SAFETY: the event outlives the call.
         super::check(unsafe { libc::epoll_ctl(set, libc::EPOLL_CTL_ADD, fd, &mut event) })?;
@@ -40,7 +43,12 @@ impl Epoll {
         ready.clear();
         // SAFETY: the array outlives the call and holds as many events as is said.
         let n = unsafe {
-            libc::epoll_wait(self.0.as_raw_fd(), events.as_mut_ptr(), MOST as libc::c_int, millis)
+            libc::epoll_wait(
+                self.0.as_raw_fd(),
+                events.as_mut_ptr(),
+                MOST as libc::c_int,
+                millis,
+            )
         };
         match super::check(n) {
             Ok(n) => ready.extend(events[..n as usize].iter().map(|e| e.u64)),
@@ -58,8 +66,7 @@ impl Event {
     /// `eventfd`, non-blocking.
     pub(crate) fn new() -> io::Result<Event> {
         // SAFETY: takes integers only.
-        let fd =
-            super::check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
+        let fd = super::check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
         // SAFETY: the kernel just gave this descriptor to us alone.
         Ok(Event(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
@@ -90,13 +97,12 @@ pub(crate) fn writable(fd: BorrowedFd<'_>, timeout: Duration) -> bool {
     one(fd, libc::POLLOUT, timeout)
 }
 
-/// `poll(POLLIN)`: waits until a descriptor can be read; false when the time is up.
-pub(crate) fn readable(fd: BorrowedFd<'_>, timeout: Duration) -> bool {
-    one(fd, libc::POLLIN, timeout)
-}
-
 fn one(fd: BorrowedFd<'_>, events: libc::c_short, timeout: Duration) -> bool {
-    let mut set = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
+    let mut set = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events,
+        revents: 0,
+    };
     let millis = timeout.as_millis().min(1 << 30) as libc::c_int;
     // SAFETY: one entry, a local that outlives the call.
     unsafe { libc::poll(&mut set, 1, millis) > 0 }

@@ -58,7 +58,11 @@ impl Socket {
 
     /// `getsockopt(SO_PEERCRED)`.
     pub(crate) fn credentials(&self) -> io::Result<Credentials> {
-        let mut cred = libc::ucred { pid: 0, uid: 0, gid: 0 };
+        let mut cred = libc::ucred {
+            pid: 0,
+            uid: 0,
+            gid: 0,
+        };
         let mut len = size_of::<libc::ucred>() as libc::socklen_t;
         // SAFETY: both pointers are to locals, and `len` is the size of the first.
         super::check(unsafe {
@@ -70,7 +74,10 @@ impl Socket {
                 &raw mut len,
             )
         })?;
-        Ok(Credentials { pid: cred.pid as u32, uid: cred.uid })
+        Ok(Credentials {
+            pid: cred.pid as u32,
+            uid: cred.uid,
+        })
     }
 
     /// `getsockopt(SO_TYPE)`: whether this descriptor is a socket of our kind.
@@ -105,7 +112,10 @@ impl Socket {
 
     /// `sendmsg`: one whole message with at most one descriptor; never blocks, raises no signal.
     pub(crate) fn send(&self, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
-        let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        let mut iov = libc::iovec {
+            iov_base: bytes.as_ptr().cast_mut().cast(),
+            iov_len: bytes.len(),
+        };
         let mut control = Control::default();
         // SAFETY: all zeros is a valid `msghdr`: null pointers and lengths of zero.
         let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -132,7 +142,10 @@ impl Socket {
     /// `Ok(None)` is the end of the connection. A message that does not fit, or that carries more
     /// descriptors than any of ours, is an error of kind `InvalidData`.
     pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<(usize, Vec<OwnedFd>)>> {
-        let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        let mut iov = libc::iovec {
+            iov_base: buffer.as_mut_ptr().cast(),
+            iov_len: buffer.len(),
+        };
         let mut control = Control::default();
         // SAFETY: all zeros is a valid `msghdr`.
         let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -142,9 +155,8 @@ impl Socket {
         header.msg_controllen = size_of::<Control>();
         let n = loop {
             // SAFETY: the header and all that it points to outlive the call.
-            let n = unsafe {
-                libc::recvmsg(self.0.as_raw_fd(), &mut header, libc::MSG_CMSG_CLOEXEC)
-            };
+            let n =
+                unsafe { libc::recvmsg(self.0.as_raw_fd(), &mut header, libc::MSG_CMSG_CLOEXEC) };
             match n {
                 -1 => match io::Error::last_os_error() {
                     e if e.kind() == io::ErrorKind::Interrupted => {}
@@ -182,8 +194,11 @@ impl Control {
         let first = unsafe { libc::CMSG_FIRSTHDR(header) };
         // SAFETY: arithmetic on a constant.
         let len = unsafe { libc::CMSG_LEN(FD) } as usize;
-        let cmsg =
-            libc::cmsghdr { cmsg_len: len, cmsg_level: libc::SOL_SOCKET, cmsg_type: libc::SCM_RIGHTS };
+        let cmsg = libc::cmsghdr {
+            cmsg_len: len,
+            cmsg_level: libc::SOL_SOCKET,
+            cmsg_type: libc::SCM_RIGHTS,
+        };
         // SAFETY: `first` points into the control buffer, aligned and with room for a header.
         unsafe { first.write(cmsg) };
         // SAFETY: `first` is a header within the buffer.
@@ -274,7 +289,10 @@ fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
     if bytes.len() >= address.sun_path.len() {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            format!("the socket path {} is longer than 107 bytes", path.display()),
+            format!(
+                "the socket path {} is longer than 107 bytes",
+                path.display()
+            ),
         ));
     }
     address.sun_family = libc::AF_UNIX as libc::sa_family_t;

@@ -63,7 +63,15 @@ impl Consumer {
     pub(crate) fn new(cells: Shared<[Cell]>, start: usize, back: Arc<HandBack>) -> Consumer {
         let count = cells.len();
         let extents = vec![Extent { first: 0, cells }];
-        Consumer { extents, cells: count, start, at: 0, sequence: 0, back, pending: (0, 0, 0) }
+        Consumer {
+            extents,
+            cells: count,
+            start,
+            at: 0,
+            sequence: 0,
+            back,
+            pending: (0, 0, 0),
+        }
     }
 
     /// Looks for the next record. It stays the caller's until it is handed back.
@@ -71,7 +79,10 @@ impl Consumer {
     pub(crate) fn poll(&mut self) -> Result<Polled, Fault> {
         for _ in 0..MOST_JUMPS {
             let Some(extent) = extent_of(&self.extents, self.at) else {
-                return Err(Fault::Cell { cell: self.at, cells: self.cells });
+                return Err(Fault::Cell {
+                    cell: self.at,
+                    cells: self.cells,
+                });
             };
             let cell = &extent.cells[self.at - extent.first];
             // SYNC(publish): Acquire; pairs with Release in `Producer::commit`.
@@ -84,7 +95,10 @@ impl Consumer {
             let next = usize::from(header.next);
             // The first cell of an extension is known only once it is mapped.
             if next >= self.cells && !(header.kind == Kind::Extend && next == self.cells) {
-                return Err(Fault::Cell { cell: next, cells: self.cells });
+                return Err(Fault::Cell {
+                    cell: next,
+                    cells: self.cells,
+                });
             }
             self.sequence = self.sequence.wrapping_add(1);
             self.at = next;
@@ -110,9 +124,16 @@ impl Consumer {
     pub(crate) fn extend(&mut self, record: Record, cells: Shared<[Cell]>) -> Result<(), Fault> {
         let count = cells.len();
         if count == 0 || !count.is_multiple_of(64) || self.cells + count > MOST_CELLS {
-            return Err(Fault::Extension { cells: count, had: self.cells, most: MOST_CELLS });
+            return Err(Fault::Extension {
+                cells: count,
+                had: self.cells,
+                most: MOST_CELLS,
+            });
         }
-        self.extents.push(Extent { first: self.cells, cells });
+        self.extents.push(Extent {
+            first: self.cells,
+            cells,
+        });
         self.cells += count;
         self.hand_back(record.cell);
         Ok(())
@@ -154,7 +175,11 @@ impl Consumer {
     #[inline(always)]
     fn read(&self, extent: &Extent, header: Header) -> Result<Record, Fault> {
         let len = usize::from(header.len);
-        let start = if header.kind == Kind::Inline { self.start } else { HEADER };
+        let start = if header.kind == Kind::Inline {
+            self.start
+        } else {
+            HEADER
+        };
         let fixed = match header.kind {
             Kind::Inline => len,
             Kind::Block | Kind::Extend => size_of::<SegmentRef>(),
@@ -163,13 +188,23 @@ impl Consumer {
         };
         let index = self.at - extent.first;
         if len != fixed || index + cells_for(start, len) > extent.cells.len() {
-            return Err(Fault::Length { len, left: (extent.cells.len() - index) * CELL });
+            return Err(Fault::Length {
+                len,
+                left: (extent.cells.len() - index) * CELL,
+            });
         }
         let payload = NonNull::from(&*extent.cells)
             .cast::<u8>()
             .map_addr(|a| a.saturating_add(index * size_of::<Cell>() + start));
         let cells = cells_for(start, len);
-        Ok(Record { cell: self.at, kind: header.kind, tag: header.tag, len, payload, cells })
+        Ok(Record {
+            cell: self.at,
+            kind: header.kind,
+            tag: header.tag,
+            len,
+            payload,
+            cells,
+        })
     }
 
     #[cfg(test)]
@@ -205,7 +240,14 @@ impl HandBack {
         origin: Origin,
     ) -> HandBack {
         let (answered, kept) = (AtomicU64::new(0), AtomicU64::new(0));
-        HandBack { block, sender, answered, ringer, origin, kept }
+        HandBack {
+            block,
+            sender,
+            answered,
+            ringer,
+            origin,
+            kept,
+        }
     }
 
     /// The word by which the receiver says whether it wants to be rung.

@@ -70,6 +70,3 @@ fn extent_of(extents: &[Extent], cell: usize) -> Option<&Extent> {
 
 #[cfg(all(test, not(loom)))]
 mod tests;
-
-#[cfg(all(test, loom))]
-mod model;

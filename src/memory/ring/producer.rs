@@ -94,7 +94,11 @@ impl Producer {
 
     /// The longest row of cells that a record could ever get.
     pub(crate) fn longest_row(&self) -> usize {
-        self.extents.iter().map(|e| e.cells.len()).max().unwrap_or(0)
+        self.extents
+            .iter()
+            .map(|e| e.cells.len())
+            .max()
+            .unwrap_or(0)
     }
 
     /// The cells from the reserved one on that are free now: at least one, at most `most`.
@@ -113,7 +117,11 @@ impl Producer {
             cell = (cell / 64 + 1) * 64;
         }
         let cells = cell.min(end) - self.next;
-        Space { cell: self.next, cells, start: address(extent, self.next) }
+        Space {
+            cell: self.next,
+            cells,
+            start: address(extent, self.next),
+        }
     }
 
     /// A row of free cells elsewhere, large enough; the reserved cell will then be a jump.
@@ -124,7 +132,11 @@ impl Producer {
                 row = if self.is_free(cell) { row + 1 } else { 0 };
                 if row == cells {
                     let cell = cell + 1 - cells;
-                    return Ok(Space { cell, cells, start: address(extent, cell) });
+                    return Ok(Space {
+                        cell,
+                        cells,
+                        start: address(extent, cell),
+                    });
                 }
             }
         }
@@ -144,7 +156,11 @@ impl Producer {
     ) -> Result<(), NoRoom> {
         debug_assert!(cells <= space.cells);
         let jumps = space.cell != self.next;
-        let fresh = if jumps { (space.cell, cells) } else { (space.cell + 1, cells - 1) };
+        let fresh = if jumps {
+            (space.cell, cells)
+        } else {
+            (space.cell + 1, cells - 1)
+        };
         self.take(fresh.0, fresh.1);
         let Some(next) = self.find_free(space.cell + cells) else {
             self.free(fresh.0, fresh.1);
@@ -155,10 +171,25 @@ impl Producer {
         if block.is_some() {
             self.lent[space.cell] = block;
         }
-        self.commit(space.cell, cells, sequence, Header { kind, len, next: next as u16, tag });
+        self.commit(
+            space.cell,
+            cells,
+            sequence,
+            Header {
+                kind,
+                len,
+                next: next as u16,
+                tag,
+            },
+        );
         if jumps {
             // The record stands already when the jump leads to it.
-            let jump = Header { kind: Kind::Jump, len: 0, next: space.cell as u16, tag: 0 };
+            let jump = Header {
+                kind: Kind::Jump,
+                len: 0,
+                next: space.cell as u16,
+                tag: 0,
+            };
             self.commit(self.next, 1, self.sequence, jump);
         }
         self.sequence = sequence.wrapping_add(1);
@@ -173,7 +204,12 @@ impl Producer {
         self.add(cells);
         self.take(first, 1);
         self.reserve(first, self.sequence.wrapping_add(1));
-        let header = Header { kind: Kind::Extend, len, next: first as u16, tag: 0 };
+        let header = Header {
+            kind: Kind::Extend,
+            len,
+            next: first as u16,
+            tag: 0,
+        };
         self.commit(self.next, 1, self.sequence, header);
         self.sequence = self.sequence.wrapping_add(1);
         self.next = first;
@@ -195,7 +231,9 @@ impl Producer {
                 continue;
             }
             if back & !self.heads[word] != 0 {
-                return Err(Fault::HandBack { cell: word * 64 + back.trailing_zeros() as usize });
+                return Err(Fault::HandBack {
+                    cell: word * 64 + back.trailing_zeros() as usize,
+                });
             }
             any = true;
             self.seen[word] = bits;
@@ -250,7 +288,10 @@ impl Producer {
     fn add(&mut self, cells: Shared<[Cell]>) {
         let count = cells.len();
         assert!(count.is_multiple_of(64) && self.cells + count <= MOST_CELLS);
-        self.extents.push(Extent { first: self.cells, cells });
+        self.extents.push(Extent {
+            first: self.cells,
+            cells,
+        });
         for word in &mut self.busy[self.cells / 64..(self.cells + count) / 64] {
             *word = 0;
         }
@@ -286,10 +327,12 @@ impl Producer {
             return Some(wish);
         }
         let words = self.cells / 64;
-        (0..words).map(|i| (wish / 64 + i) % words).find_map(|word| {
-            let free = !self.busy[word];
-            (free != 0).then(|| word * 64 + free.trailing_zeros() as usize)
-        })
+        (0..words)
+            .map(|i| (wish / 64 + i) % words)
+            .find_map(|word| {
+                let free = !self.busy[word];
+                (free != 0).then(|| word * 64 + free.trailing_zeros() as usize)
+            })
     }
 
     /// Makes sure that nothing in the cell looks like the record that will be there.
@@ -332,5 +375,7 @@ fn address(extent: &Extent, cell: usize) -> NonNull<u8> {
     let index = cell - extent.first;
     debug_assert!(index < cells.len());
     // SAFETY: the index lies in the extent; the pointer keeps the provenance of the whole row.
-    NonNull::from(cells).cast::<u8>().map_addr(|a| a.saturating_add(index * size_of::<Cell>()))
+    NonNull::from(cells)
+        .cast::<u8>()
+        .map_addr(|a| a.saturating_add(index * size_of::<Cell>()))
 }
