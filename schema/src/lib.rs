@@ -5,7 +5,7 @@
 //! variants. It is enough to
 //!
 //! - tell whether two processes mean the same bytes ([`Schema::fingerprint`]),
-//! - say in words where they do not (`diff`),
+//! - say in words where they do not ([`diff`]),
 //! - and read a message without its Rust type (`decode`, with the feature `json`).
 //!
 //! The format described is rkyv's with little-endian numbers, natural alignment and 32-bit relative
@@ -22,10 +22,18 @@
 #![forbid(unsafe_code)]
 
 mod bytes;
+#[cfg(feature = "json")]
+mod decode;
 mod description;
+mod diff;
 mod flatten;
+#[cfg(feature = "json")]
+mod json;
 mod model;
 
 pub use bytes::{MAX_BYTES, MAX_NAME, MAX_TYPES, SchemaError};
+#[cfg(feature = "json")]
+pub use decode::{DecodeError, Limits, decode, decode_at};
 pub use description::{Child, Description, FieldDescription, Shape, VariantDescription};
+pub use diff::{Difference, MAX_DIFFERENCES, diff, type_name};
 pub use model::{Field, Form, Kind, Primitive, Schema, TypeDef, TypeId, Variant};
