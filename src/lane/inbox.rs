@@ -18,19 +18,15 @@ use crate::sync::{Ordering, fence};
 /// A message as it lies in the peer's memory: its range is checked, its content is not yet.
 pub(crate) struct Message {
     /// By which it is handed back.
-    pub(crate) cell: usize,
-    pub(crate) cells: usize,
+    pub(crate) cell: u16,
+    pub(crate) cells: u16,
     pub(crate) tag: u16,
-    pub(crate) body: Body,
-}
-
-pub(crate) enum Body {
-    /// In the cells of the lane, which the lane keeps mapped.
-    Inline(NonNull<[u8]>),
-    /// In a block of the peer's slab.
-    Block(NonNull<[u8]>, Arc<PeerSegment>),
-    /// No message came of it.
-    Failed(u8),
+    /// Where this is not zero, no message came of it, and this is why.
+    pub(crate) failed: u8,
+    /// In the cells of the lane, which the lane keeps mapped, or in a segment.
+    pub(crate) bytes: NonNull<[u8]>,
+    /// The segment of the peer's slab in which the bytes lie, if they do.
+    pub(crate) segment: Option<Arc<PeerSegment>>,
 }
 
 /// See the module.
@@ -78,14 +74,33 @@ impl Inbox {
         self.ring.back()
     }
 
-    /// Looks for the next message. A fault has ended the link.
-    #[inline]
-    pub(crate) fn poll(&mut self) -> Result<Option<Message>, Fault> {
-        self.try_poll()
-            .inspect_err(|fault| self.link.die(Some(fault.clone())))
+    /// Looks for the next message, if it lies in the cells as most do.
+    #[inline(always)]
+    pub(crate) fn poll_inline(&mut self) -> Option<Message> {
+        let record = self.ring.poll_inline()?;
+        Some(inline(&record))
     }
 
+    /// Looks for the next message. A fault ends the link, and with it this lane.
     #[inline]
+    pub(crate) fn poll(&mut self) -> Option<Message> {
+        self.poll_inline().or_else(|| {
+            if self.is_ready() {
+                self.poll_other()
+            } else {
+                None
+            }
+        })
+    }
+
+    #[cold]
+    fn poll_other(&mut self) -> Option<Message> {
+        self.try_poll().unwrap_or_else(|fault| {
+            self.broken(fault);
+            None
+        })
+    }
+
     fn try_poll(&mut self) -> Result<Option<Message>, Fault> {
         loop {
             match self.ring.poll()? {
@@ -102,63 +117,54 @@ impl Inbox {
         self.ring.is_ready()
     }
 
-    #[inline]
     fn read(&mut self, record: &Record) -> Result<Message, Fault> {
-        let body = match record.kind {
-            Kind::Inline => Body::Inline(NonNull::slice_from_raw_parts(record.payload, record.len)),
-            Kind::Failed => {
-                // SAFETY: the record's one byte lies in the lane's cells, and is read once.
-                Body::Failed(unsafe { record.payload.read_volatile() })
-            }
+        let mut message = inline(record);
+        match record.kind {
+            Kind::Inline => {}
+            // SAFETY: the record's one byte lies in the lane's cells, and is read once.
+            Kind::Failed => message.failed = unsafe { record.payload.read_volatile() }.max(1),
             _ => {
                 let at = reference(record);
                 let segment = self.segment(at.segment)?;
                 let place = segment.resolve(at, self.align as u64)?;
-                Body::Block(
-                    NonNull::slice_from_raw_parts(place, at.len as usize),
-                    segment,
-                )
+                message.bytes = NonNull::slice_from_raw_parts(place, at.len as usize);
+                message.segment = Some(segment);
             }
-        };
-        Ok(Message {
-            cell: record.cell,
-            cells: record.cells,
-            tag: record.tag,
-            body,
-        })
+        }
+        Ok(message)
     }
 
-    /// Validates a message, once: where its archived value lies. A fault has ended the link.
-    #[inline]
+    /// Validates a message, once: where its archived value lies. `None` has ended the link.
+    #[inline(always)]
     pub(crate) fn validate<T: ShmMessage>(
         &self,
         message: &Message,
-    ) -> Result<NonNull<T::Archived>, Fault> {
-        let bytes = match &message.body {
-            Body::Inline(bytes) | Body::Block(bytes, _) => *bytes,
-            Body::Failed(_) => {
-                return Err(self.broken(Fault::Control {
-                    what: "a failed request",
-                }));
-            }
-        };
+    ) -> Option<NonNull<T::Archived>> {
+        if message.failed != 0 {
+            self.broken(Fault::Control {
+                what: "a failed request",
+            });
+            return None;
+        }
         // SAFETY: the range was checked to lie in a mapping that this inbox, or the message, keeps.
         // An honest sender does not write it before it is handed back; what a malicious one can do
         // is said in the crate's documentation, under trust.
-        let bytes = unsafe { bytes.as_ref() };
+        let bytes = unsafe { message.bytes.as_ref() };
         match check::<T>(bytes) {
-            Ok(archived) => Ok(NonNull::from(archived)),
-            Err(error) => Err(self.broken(Fault::Message {
-                message: T::NAME,
-                what: error.to_string(),
-            })),
+            Ok(archived) => Some(NonNull::from(archived)),
+            Err(error) => {
+                self.broken(Fault::Message {
+                    message: T::NAME,
+                    what: error.to_string(),
+                });
+                None
+            }
         }
     }
 
     #[cold]
-    fn broken(&self, fault: Fault) -> Fault {
-        self.link.die(Some(fault.clone()));
-        fault
+    fn broken(&self, fault: Fault) {
+        self.link.die(Some(fault));
     }
 
     fn segment(&mut self, id: u32) -> Result<Arc<PeerSegment>, Fault> {
@@ -194,8 +200,8 @@ impl Inbox {
     }
 
     /// Hands a message back.
-    #[inline]
-    pub(crate) fn hand_back(&mut self, cell: usize, at_once: bool) {
+    #[inline(always)]
+    pub(crate) fn hand_back(&mut self, cell: u16, at_once: bool) {
         self.ring.hand_back(cell);
         if at_once {
             self.ring.flush();
@@ -247,9 +253,30 @@ impl Inbox {
     }
 }
 
+#[inline(always)]
+fn inline(record: &Record) -> Message {
+    let &Record {
+        cell,
+        cells,
+        tag,
+        payload,
+        len,
+        ..
+    } = record;
+    let bytes = NonNull::slice_from_raw_parts(payload, len.into());
+    Message {
+        cell,
+        cells,
+        tag,
+        failed: 0,
+        bytes,
+        segment: None,
+    }
+}
+
 /// Reads the reference behind a record's header, once.
 fn reference(record: &Record) -> SegmentRef {
-    debug_assert_eq!(record.len, size_of::<SegmentRef>());
+    debug_assert_eq!(usize::from(record.len), size_of::<SegmentRef>());
     // SAFETY: the ring checked that so many bytes lie in the record's cells. Every bit pattern is
     // a reference; what it says is checked by whoever uses it.
     unsafe { record.payload.cast::<SegmentRef>().read_unaligned() }

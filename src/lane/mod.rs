@@ -25,7 +25,7 @@ mod outbox;
 mod view;
 
 pub use bulk::{Bulk, Bytes};
-pub(crate) use inbox::{Body, Inbox, Message};
+pub(crate) use inbox::{Inbox, Message};
 pub(crate) use open::{Near, complete, lay_door, offer_end};
 pub(crate) use outbox::Outbox;
 pub(crate) use view::Held;

@@ -21,7 +21,7 @@ use crate::memory::layout::{
 use crate::memory::loan::{BEFORE, loan_len};
 use crate::memory::ring::{NoRoom, Producer, Space};
 use crate::memory::shared::Shared;
-use crate::message::{ShmMessage, SlotWriter, Wanted, encode, layout_of};
+use crate::message::{Loans, ShmMessage, SlotWriter, Wanted, encode, layout_of};
 use crate::sync::{Ordering, fence, heavy_barrier, light_barrier};
 use crate::sys::fork::Origin;
 use crate::wait::{Patience, Ringer, Sleeper, Step, Wait};
@@ -113,7 +113,7 @@ impl Outbox {
     /// # Errors
     ///
     /// [`SendError::Full`] where room will come when the receiver hands back; the others for good.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn try_send<T: ShmMessage>(&mut self, value: &T, tag: u16) -> Result<(), SendError> {
         loop {
             match self.send_now(value, tag) {
@@ -126,7 +126,7 @@ impl Outbox {
     }
 
     /// As [`try_send`](Self::try_send), waiting for room until the deadline, or for ever.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn send<T: ShmMessage>(
         &mut self,
         value: &T,
@@ -144,7 +144,7 @@ impl Outbox {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn send_now<T: ShmMessage>(&mut self, value: &T, tag: u16) -> Result<(), Stop> {
         if self.origin.is_forked() {
             return Err(Stop::Never(SendError::Forked));
@@ -153,26 +153,20 @@ impl Outbox {
             return Err(Stop::Never(self.closed()));
         }
         let start = layout_of::<T>().align;
-        if self.was_large {
-            if let Some(sent) = self.send_large_again(value, tag)? {
-                return Ok(sent);
-            }
+        if self.was_large && self.send_large_again(value, tag)?.is_some() {
+            return Ok(());
         }
         let space = self.ring.here(MOST_INLINE / CELL);
-        let mut writer = encode_at(
-            value,
-            space.start(),
-            start,
-            space.bytes().saturating_sub(start),
-        )?;
-        let needed = writer.needed();
-        if !writer.overflowed() && space.bytes() >= start {
+        let capacity = space.bytes().saturating_sub(start);
+        let mut loans = Loans::None;
+        let needed = encode_at(value, &space, start, &mut loans)?;
+        if needed <= capacity && start <= space.bytes() {
             return self.publish_inline(&space, start, needed, tag);
         }
-        self.send_elsewhere(value, start, needed, writer.take_wanted(), tag)
+        self.send_elsewhere(value, start, needed, loans.into_wanted(), tag)
     }
 
-    #[inline]
+    #[inline(always)]
     fn publish_inline(
         &mut self,
         space: &Space,
@@ -182,12 +176,25 @@ impl Outbox {
     ) -> Result<(), Stop> {
         let record = (Kind::Inline, len as u16, tag);
         let cells = cells_for(start, len);
+        match self.ring.publish(space, record, cells, None) {
+            Ok(()) => self.signal(),
+            Err(NoRoom) => self.publish_late(space, record, cells)?,
+        }
+        Ok(())
+    }
+
+    /// As far as was known, no cell was free behind the record.
+    #[cold]
+    fn publish_late(
+        &mut self,
+        space: &Space,
+        record: (Kind, u16, u16),
+        cells: usize,
+    ) -> Result<(), Stop> {
+        self.collect()?;
+        // The cells that were written are still free, and what was written still stands.
         if self.ring.publish(space, record, cells, None).is_err() {
-            self.collect()?;
-            // The cells that were written are still free, and what was written still stands.
-            if self.ring.publish(space, record, cells, None).is_err() {
-                return self.full();
-            }
+            return self.full();
         }
         self.signal();
         Ok(())
@@ -232,8 +239,8 @@ impl Outbox {
         let Ok(space) = space else {
             return self.send_large(value, needed, None, tag);
         };
-        let writer = encode_at(value, space.start(), start, space.bytes() - start)?;
-        debug_assert!(!writer.overflowed());
+        let written = encode_at(value, &space, start, &mut Loans::None)?;
+        debug_assert_eq!(written, needed);
         self.ring
             .publish(&space, (Kind::Inline, needed as u16, tag), cells, None)?;
         self.was_large = false;
@@ -242,6 +249,7 @@ impl Outbox {
     }
 
     /// Archives into a block of the slab: `needed` bytes, or around the elements of a loan.
+    #[cold]
     fn send_large<T: ShmMessage>(
         &mut self,
         value: &T,
@@ -271,13 +279,10 @@ impl Outbox {
             },
         };
         // SAFETY: 1. the block is ours alone: it was just cut, or came back from its last receiver.
-        let mut writer = unsafe { SlotWriter::new(block.start().as_ptr(), block.len()) };
-        encode(value, &mut writer).map_err(encode_error)?;
-        debug_assert!(
-            !writer.overflowed(),
-            "a block of the exact size is large enough"
-        );
-        let reference = block.reference(0, writer.needed());
+        let writer = unsafe { SlotWriter::new(block.start().as_ptr(), block.len()) };
+        let written = encode(value, writer).map_err(encode_error)?;
+        debug_assert_eq!(written, needed);
+        let reference = block.reference(0, needed);
         self.publish_block(block, reference, tag)?;
         self.was_large = true;
         Ok(())
@@ -300,36 +305,41 @@ impl Outbox {
         // SAFETY: the offset lies in the block, which is larger than the room before its elements.
         let base = unsafe { block.start().add(offset) };
         // SAFETY: 1. the block is ours: it was cut for this loan, which this message has claimed.
-        let mut writer = unsafe { SlotWriter::new(base.as_ptr(), block.len() - offset) };
-        writer.leave_out(&wanted.loan, before);
-        encode(value, &mut writer).map_err(encode_error)?;
-        if writer.overflowed() {
+        let writer = unsafe { SlotWriter::new(base.as_ptr(), block.len() - offset) };
+        let mut loans = Loans::Around(wanted.loan.clone(), before);
+        // SAFETY: 1. `loans` is a local that nobody else uses.
+        let writer = unsafe { writer.with_loans(&mut loans) };
+        let len = encode(value, writer).map_err(encode_error)?;
+        if len > block.len() - offset {
             return Ok(false);
         }
-        self.check_size(writer.needed())?;
-        let reference = block.reference(offset, writer.needed());
+        self.check_size(len)?;
+        let reference = block.reference(offset, len);
         self.publish_block(block.clone(), reference, tag)?;
         Ok(true)
     }
 
     /// A message that follows a large one: likely a block that came back fits, and no size has to
     /// be known first.
+    #[cold]
     fn send_large_again<T: ShmMessage>(&mut self, value: &T, tag: u16) -> Result<Option<()>, Stop> {
         self.was_large = false;
         self.collect()?;
         let Some(block) = self.ring.take_returned(MOST_INLINE) else {
             return Ok(None);
         };
-        let start = block.start();
+        let mut loans = Loans::None;
         // SAFETY: 1. the block is ours alone: nobody else holds it, and no record refers to it.
-        let mut writer = unsafe { SlotWriter::new(start.as_ptr(), block.len()) };
-        encode(value, &mut writer).map_err(encode_error)?;
-        if writer.overflowed() || writer.needed() <= MOST_INLINE || writer.take_wanted().is_some() {
+        let writer = unsafe { SlotWriter::new(block.start().as_ptr(), block.len()) };
+        // SAFETY: 1. `loans` is a local that nobody else uses.
+        let writer = unsafe { writer.with_loans(&mut loans) };
+        let len = encode(value, writer).map_err(encode_error)?;
+        if len > block.len() || len <= MOST_INLINE || loans.into_wanted().is_some() {
             self.ring.keep_returned(block);
             return Ok(None);
         }
-        self.check_size(writer.needed())?;
-        let reference = block.reference(0, writer.needed());
+        self.check_size(len)?;
+        let reference = block.reference(0, len);
         self.publish_block(block, reference, tag)?;
         self.was_large = true;
         Ok(Some(()))
@@ -526,19 +536,20 @@ fn encode_error(error: crate::message::EncodeError) -> SendError {
     }
 }
 
-/// Archives at `offset` bytes behind a place that has `capacity` bytes there.
-#[inline]
+/// Archives `offset` bytes behind the start of free cells; returns how many bytes are needed there.
+#[inline(always)]
 fn encode_at<T: ShmMessage>(
     value: &T,
-    place: NonNull<u8>,
+    space: &Space,
     offset: usize,
-    capacity: usize,
-) -> Result<SlotWriter, Stop> {
-    let base = place.as_ptr().wrapping_add(offset);
-    // SAFETY: 1. the bytes lie in free cells of ours, which nobody reads.
-    let mut writer = unsafe { SlotWriter::new(base, capacity) };
-    encode(value, &mut writer).map_err(encode_error)?;
-    Ok(writer)
+    loans: &mut Loans,
+) -> Result<usize, Stop> {
+    let base = space.start().as_ptr().wrapping_add(offset);
+    // SAFETY: 1. and 2. the bytes lie in free cells of ours, which nobody reads.
+    let writer = unsafe { SlotWriter::new(base, space.bytes().saturating_sub(offset)) };
+    // SAFETY: 1. it is borrowed for longer than the writer lives.
+    let writer = unsafe { writer.with_loans(loans) };
+    encode(value, writer).map_err(|e| encode_error(e).into())
 }
 
 /// Writes behind the header of a record that is not published yet.

@@ -12,7 +12,6 @@ use std::sync::Arc;
 
 use rkyv::util::AlignedVec;
 
-use super::inbox::Body;
 use super::{Inbox, Message};
 use crate::memory::ring::HandBack;
 use crate::memory::segment::PeerSegment;
@@ -23,23 +22,30 @@ pub(crate) struct Held<'a> {
     inbox: &'a RefCell<Inbox>,
     /// How many cells of that inbox are held.
     count: &'a Cell<usize>,
-    cell: usize,
-    cells: usize,
-    body: Body,
+    cell: u16,
+    cells: u16,
+    bytes: NonNull<[u8]>,
+    segment: Option<Arc<PeerSegment>>,
 }
 
 impl<'a> Held<'a> {
+    #[inline(always)]
     pub(crate) fn new(inbox: &'a RefCell<Inbox>, count: &'a Cell<usize>, message: Message) -> Self {
-        count.set(count.get() + message.cells);
         let Message {
-            cell, cells, body, ..
+            cell,
+            cells,
+            bytes,
+            segment,
+            ..
         } = message;
+        count.set(count.get() + usize::from(cells));
         Held {
             inbox,
             count,
             cell,
             cells,
-            body,
+            bytes,
+            segment,
         }
     }
 
@@ -48,7 +54,7 @@ impl<'a> Held<'a> {
     /// # Safety
     ///
     /// 1. `archived` is what [`Inbox::validate`] returned for this message.
-    #[inline]
+    #[inline(always)]
     pub(crate) unsafe fn view<T: ShmMessage>(self, archived: NonNull<T::Archived>) -> View<'a, T> {
         // SAFETY: it was validated, 1. `self` goes into the view beside the borrow, and hands the
         // record back when the view is dropped; its body keeps a block's segment mapped, and the
@@ -61,11 +67,11 @@ impl<'a> Held<'a> {
 }
 
 impl Drop for Held<'_> {
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
-        self.count.set(self.count.get() - self.cells);
+        self.count.set(self.count.get() - usize::from(self.cells));
         // A block is worth handing back at once: it is large, and warm in the caches.
-        let at_once = matches!(self.body, Body::Block(..));
+        let at_once = self.segment.is_some();
         self.inbox.borrow_mut().hand_back(self.cell, at_once);
     }
 }
@@ -98,39 +104,35 @@ impl<T: ShmMessage> View<'_, T> {
     pub fn keep(self) -> Kept<T> {
         let archived = NonNull::from(self.archived);
         let held = ManuallyDrop::new(self.held);
-        held.count.set(held.count.get() - held.cells);
-        // SAFETY: `held` is never used or dropped again, so the body has one owner.
-        let body = unsafe { std::ptr::read(&held.body) };
-        match body {
-            Body::Block(_, segment) => {
-                let back = held.inbox.borrow().back().clone();
-                back.keep();
-                Kept {
-                    archived,
-                    _store: Store::Lent {
-                        back,
-                        cell: held.cell,
-                        _segment: segment,
-                    },
-                }
-            }
-            Body::Inline(bytes) => {
-                let mut copy = AlignedVec::<64>::with_capacity(bytes.len());
-                // SAFETY: the record is still held, and its range was checked.
-                copy.extend_from_slice(unsafe { bytes.as_ref() });
-                let offset = archived.addr().get() - bytes.cast::<u8>().addr().get();
-                // SAFETY: the root lies so many bytes behind the start, in the copy as in the
-                // original; relative pointers and alignment are the same in both.
-                let root = unsafe { copy.as_mut_ptr().add(offset) };
-                held.inbox.borrow_mut().hand_back(held.cell, false);
-                // SAFETY: a pointer into a vector, or just behind an empty one, is not null.
-                let archived = unsafe { NonNull::new_unchecked(root) }.cast();
-                Kept {
-                    archived,
-                    _store: Store::Copied(copy),
-                }
-            }
-            Body::Failed(_) => unreachable!("a view is never made of a failure"),
+        held.count.set(held.count.get() - usize::from(held.cells));
+        // SAFETY: `held` is never used or dropped again, so the segment has one owner.
+        let segment = unsafe { std::ptr::read(&held.segment) };
+        if let Some(segment) = segment {
+            let back = held.inbox.borrow().back().clone();
+            back.keep();
+            let store = Store::Lent {
+                back,
+                cell: held.cell,
+                _segment: segment,
+            };
+            return Kept {
+                archived,
+                _store: store,
+            };
+        }
+        let mut copy = AlignedVec::<64>::with_capacity(held.bytes.len());
+        // SAFETY: the record is still held, and its range was checked.
+        copy.extend_from_slice(unsafe { held.bytes.as_ref() });
+        held.inbox.borrow_mut().hand_back(held.cell, false);
+        let offset = archived.addr().get() - held.bytes.cast::<u8>().addr().get();
+        // SAFETY: the root lies so many bytes behind the start, in the copy as in the original;
+        // relative pointers and alignment are the same in both.
+        let root = unsafe { copy.as_mut_ptr().add(offset) };
+        // SAFETY: a pointer into a vector, or just behind an empty one, is not null.
+        let archived = unsafe { NonNull::new_unchecked(root) }.cast();
+        Kept {
+            archived,
+            _store: Store::Copied(copy),
         }
     }
 }
@@ -154,7 +156,7 @@ impl<T: ShmMessage<Archived: fmt::Debug>> fmt::Debug for View<'_, T> {
 enum Store {
     Lent {
         back: Arc<HandBack>,
-        cell: usize,
+        cell: u16,
         _segment: Arc<PeerSegment>,
     },
     Copied(AlignedVec<64>),

@@ -33,27 +33,24 @@ pub type Checker<'a> = Strategy<ArchiveValidator<'a>, CodecError>;
 /// Copies a message out.
 pub type Decoder = Strategy<(), CodecError>;
 
-/// Archives `value` after what `writer` holds.
+/// Archives `value`.
 ///
-/// After `Ok`, either the message stands in the destination with its root last, or the writer has
-/// [overflowed](SlotWriter::overflowed) and knows the exact size; then nothing may be published.
+/// Returns the size of the message. If that is more than the writer has room for, nothing of what
+/// stands in the destination may be published; else it is the message, its root last.
 ///
 /// # Errors
 ///
 /// The message is larger than 1 GiB, or nested deeper than a receiver accepts, or one of its fields
 /// refuses to be archived. The destination then holds no message.
-#[inline]
-pub(crate) fn encode<T: ShmMessage>(value: &T, writer: &mut SlotWriter) -> Result<(), EncodeError> {
-    let taken = std::mem::replace(writer, SlotWriter::counting());
-    let mut serializer = Serializer::new(taken, Scratch::default(), ());
-    let result = serialize_using::<_, CodecError>(value, &mut serializer);
-    std::mem::swap(writer, &mut serializer.writer);
-    result?;
+#[inline(always)]
+pub(crate) fn encode<T: ShmMessage>(value: &T, writer: SlotWriter) -> Result<usize, EncodeError> {
+    let mut serializer = Serializer::new(writer, Scratch::default(), ());
+    serialize_using::<_, CodecError>(value, &mut serializer)?;
     // A type without pointers has nothing to resolve, and is known here without a load.
     if size_of::<T::Resolver>() != 0 && layout_of::<T>().recursive {
-        check_written::<T>(writer)?;
+        check_written::<T>(&serializer.writer)?;
     }
-    Ok(())
+    Ok(serializer.writer.needed())
 }
 
 /// Refuses what a receiver would refuse for its depth.

@@ -37,8 +37,8 @@ use layout::Layouts;
     reason = "the floors above send and receive with these"
 )]
 pub(crate) use layout::{Layout, layout_of};
-pub(crate) use writer::Wanted;
 pub use writer::{InPlace, MAX_MESSAGE, SlotWriter};
+pub(crate) use writer::{Loans, Wanted};
 
 use crate::schema::Schema;
 

@@ -44,17 +44,12 @@ pub const fn assert_field<T: Field>() {}
 ///
 /// As `message::encode`.
 pub fn to_bytes<T: ShmMessage>(value: &T) -> Result<rkyv::util::AlignedVec<64>, EncodeError> {
-    let mut counter = SlotWriter::counting();
-    codec::encode(value, &mut counter)?;
+    let needed = codec::encode(value, SlotWriter::counting())?;
     let mut bytes = rkyv::util::AlignedVec::<64>::new();
-    bytes.resize(counter.needed(), 0);
+    bytes.resize(needed, 0);
     // SAFETY: `bytes` has that many bytes, and is not touched until the writer was last used.
-    let mut writer = unsafe { SlotWriter::new(bytes.as_mut_ptr(), bytes.len()) };
-    codec::encode(value, &mut writer)?;
-    assert_eq!(
-        (writer.overflowed(), writer.needed()),
-        (false, counter.needed())
-    );
+    let writer = unsafe { SlotWriter::new(bytes.as_mut_ptr(), bytes.len()) };
+    assert_eq!(codec::encode(value, writer)?, needed);
     Ok(bytes)
 }
 

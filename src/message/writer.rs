@@ -48,19 +48,34 @@ pub struct SlotWriter {
     capacity: usize,
     /// Where the next byte goes, or would go. Only grows; beyond `capacity` nothing is written.
     pos: usize,
-    loan: Loans,
+    /// What is known of loans, with whoever chose the destination.
+    ///
+    /// 3. Valid, and used by nobody else, for as long as the writer is used.
+    loans: Option<ptr::NonNull<Loans>>,
 }
 
-/// What the writer knows of elements that were filled in place.
-#[derive(Debug)]
-enum Loans {
+/// What is known of elements that were filled in place.
+#[derive(Debug, Default)]
+pub(crate) enum Loans {
     /// None was met.
+    #[default]
     None,
     /// The first that was met, and how many bytes came before it: its block would be the better
     /// destination.
     Wanted(Wanted),
     /// The destination is the block of this loan, whose elements stand at this position.
     Around(LoanBlock, usize),
+}
+
+impl Loans {
+    /// The first loan that was met and could not be left out.
+    #[inline(always)]
+    pub(crate) fn into_wanted(self) -> Option<Wanted> {
+        match self {
+            Loans::Wanted(wanted) => Some(wanted),
+            _ => None,
+        }
+    }
 }
 
 /// A loan that a message holds, for whoever chooses the destination.
@@ -81,76 +96,72 @@ impl SlotWriter {
     ///
     /// 1. `base` is valid for writes of `capacity` bytes until the writer was last used.
     /// 2. Nobody else writes there meanwhile, and no Rust reference to these bytes is used.
-    #[inline]
+    #[inline(always)]
     pub unsafe fn new(base: *mut u8, capacity: usize) -> Self {
         Self {
             base,
             capacity: capacity.min(MAX_MESSAGE),
             pos: 0,
-            loan: Loans::None,
+            loans: None,
         }
     }
 
     /// Creates a writer that only counts.
-    #[inline]
+    #[inline(always)]
     pub fn counting() -> Self {
         Self {
             base: ptr::NonNull::dangling().as_ptr(),
             capacity: 0,
             pos: 0,
-            loan: Loans::None,
+            loans: None,
         }
     }
 
     /// Returns the position after the last byte that was written or counted.
-    #[inline]
+    #[inline(always)]
     pub fn pos(&self) -> usize {
         self.pos
     }
 
     /// Returns how many bytes the destination must have for what was written or counted so far.
-    #[inline]
+    #[inline(always)]
     pub fn needed(&self) -> usize {
         self.pos
     }
 
     /// Tells whether something did not fit, so that what stands in the destination is no message.
-    #[inline]
+    #[inline(always)]
     pub fn overflowed(&self) -> bool {
         self.pos > self.capacity
     }
 
-    /// Says that the elements of `loan` stand at `position` of the destination: they are left out
-    /// of the writing, and what comes after them is written behind them.
-    pub(crate) fn leave_out(&mut self, loan: &LoanBlock, position: usize) {
-        self.loan = Loans::Around(loan.clone(), position);
-    }
-
-    /// Takes the first loan that was met and could not be left out.
-    #[inline]
-    pub(crate) fn take_wanted(&mut self) -> Option<Wanted> {
-        match std::mem::replace(&mut self.loan, Loans::None) {
-            Loans::Wanted(wanted) => Some(wanted),
-            _ => None,
-        }
+    /// Has the writer ask there about loans that it meets.
+    ///
+    /// # Safety
+    ///
+    /// 1. `loans` is not touched until the writer was last used.
+    #[inline(always)]
+    pub(crate) unsafe fn with_loans(mut self, loans: &mut Loans) -> Self {
+        self.loans = Some(ptr::NonNull::from(loans));
+        self
     }
 
     /// Returns what was written, if everything fitted.
-    #[inline]
+    #[inline(always)]
     pub(super) fn written(&self) -> Option<*const [u8]> {
         (!self.overflowed()).then(|| ptr::slice_from_raw_parts(self.base, self.pos))
     }
 }
 
 impl Positional for SlotWriter {
-    #[inline]
+    #[inline(always)]
     fn pos(&self) -> usize {
         self.pos
     }
 }
 
 impl Writer<CodecError> for SlotWriter {
-    #[inline]
+    #[inline(always)]
     fn write(&mut self, bytes: &[u8]) -> Result<(), CodecError> {
         // No overflow: `pos` is at most `MAX_MESSAGE` and a slice at most `isize::MAX` long.
         let end = self.pos + bytes.len();
@@ -182,21 +193,20 @@ pub trait InPlace {
 }
 
 impl InPlace for SlotWriter {
-    #[inline]
+    #[inline(always)]
     fn in_place(&mut self, loan: &LoanBlock) -> Option<usize> {
-        match &self.loan {
+        // SAFETY: invariant 3.
+        let loans = unsafe { self.loans?.as_mut() };
+        match loans {
             Loans::None => {
-                let before = self.pos;
-                self.loan = Loans::Wanted(Wanted {
+                *loans = Loans::Wanted(Wanted {
                     loan: loan.clone(),
-                    before,
+                    before: self.pos,
                 });
                 None
             }
             Loans::Around(mine, at) if mine.is(loan) && self.pos <= *at => {
                 let at = *at;
-                // A second field with the same loan is written like any other.
-                self.loan = Loans::None;
                 self.pos = at + loan.bytes();
                 Some(at)
             }
@@ -206,7 +216,7 @@ impl InPlace for SlotWriter {
 }
 
 impl<W: InPlace, A, S, E> InPlace for Strategy<Serializer<W, A, S>, E> {
-    #[inline]
+    #[inline(always)]
     fn in_place(&mut self, loan: &LoanBlock) -> Option<usize> {
         self.writer.in_place(loan)
     }

@@ -14,7 +14,7 @@ use super::connect::{Closer, Connected, connect};
 use super::{Failure, MOST_HELD};
 use crate::bus::Shared as BusShared;
 use crate::error::{CallError, ConnectError, SendError};
-use crate::lane::{Body, Bulk, Bytes, Held, Inbox, Message, Outbox, View};
+use crate::lane::{Bulk, Bytes, Held, Inbox, Message, Outbox, View};
 use crate::message::ShmRequest;
 use crate::sync::heavy_barrier;
 use crate::wait::{Patience, Sleeper, Step, Wait};
@@ -120,7 +120,7 @@ impl<R: ShmRequest> Client<R> {
         self.call_until(request, Instant::now().checked_add(timeout))
     }
 
-    #[inline]
+    #[inline(always)]
     fn call_until(
         &self,
         request: &R,
@@ -140,42 +140,46 @@ impl<R: ShmRequest> Client<R> {
         let held = Held::new(&self.inbox, &self.held, message);
         match archived {
             // SAFETY: 1. it is what validation of this very message returned.
-            Ok(archived) => Ok(unsafe { held.view(archived) }),
-            Err(_) => Err(self.lost()),
+            Some(archived) => Ok(unsafe { held.view(archived) }),
+            None => Err(self.lost()),
         }
     }
 
     /// Waits for the reply with this tag. Replies to calls that were given up come before it.
-    #[inline]
+    #[inline(always)]
     fn wait_for(&self, tag: u16, deadline: Option<Instant>) -> Result<Message, CallError> {
         let mut patience = Patience::new(self.wait, deadline);
         let mut inbox = self.inbox.borrow_mut();
         loop {
-            // Looked at first: what came before the end is still taken.
-            let closed = inbox.line().is_closed();
-            match inbox.poll() {
-                Ok(Some(message)) if message.tag != tag => inbox.hand_back(message.cell, false),
-                Ok(Some(Message {
-                    body: Body::Failed(why),
-                    cell,
-                    ..
-                })) => {
-                    inbox.hand_back(cell, false);
-                    return Err(self.failure(&inbox, why));
-                }
-                Ok(Some(message)) => return Ok(message),
-                Ok(None) if closed => return Err(lost(&inbox)),
-                Err(_) => return Err(lost(&inbox)),
-                Ok(None) => {
-                    inbox.flush();
-                    match patience.step() {
-                        Step::Again => {}
-                        Step::TimeUp => return Err(CallError::TimedOut),
-                        Step::Sleep(timeout) => self.sleep(&mut inbox, timeout),
-                    }
-                }
+            let Some(message) = inbox.poll_inline().or_else(|| inbox.poll()) else {
+                self.pause(&mut inbox, &mut patience)?;
+                continue;
+            };
+            if message.tag != tag {
+                inbox.hand_back(message.cell, false);
+            } else if message.failed != 0 {
+                inbox.hand_back(message.cell, false);
+                return Err(failure(&inbox, message.failed));
+            } else {
+                return Ok(message);
             }
         }
+    }
+
+    /// Nothing has come: waits a little, or sleeps.
+    #[inline(never)]
+    fn pause(&self, inbox: &mut Inbox, patience: &mut Patience) -> Result<(), CallError> {
+        // In this order: what came before the end is still taken.
+        if inbox.line().is_closed() && !inbox.is_ready() {
+            return Err(lost(inbox));
+        }
+        inbox.flush();
+        match patience.step() {
+            Step::Again => {}
+            Step::TimeUp => return Err(CallError::TimedOut),
+            Step::Sleep(timeout) => self.sleep(inbox, timeout),
+        }
+        Ok(())
     }
 
     #[cold]
@@ -189,14 +193,6 @@ impl<R: ShmRequest> Client<R> {
         }
         self.sleeper.awake(odd);
         inbox.watch();
-    }
-
-    fn failure(&self, inbox: &Inbox, why: u8) -> CallError {
-        let pid = inbox.link().pid();
-        match Failure::text(why) {
-            Some(what) => CallError::Failed { pid, what },
-            None => CallError::Unanswered { pid },
-        }
     }
 
     fn lost(&self) -> CallError {
@@ -222,6 +218,15 @@ impl<R: ShmRequest> Client<R> {
     /// [`SendError::TooLarge`], [`SendError::Memory`].
     pub fn loan_slice<T: Pod>(&self, len: usize) -> Result<Bulk<T>, SendError> {
         self.outbox.borrow_mut().loan(len)
+    }
+}
+
+#[cold]
+fn failure(inbox: &Inbox, why: u8) -> CallError {
+    let pid = inbox.link().pid();
+    match Failure::text(why) {
+        Some(what) => CallError::Failed { pid, what },
+        None => CallError::Unanswered { pid },
     }
 }
 

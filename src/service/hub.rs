@@ -241,29 +241,55 @@ impl Hub {
     }
 
     /// Waits for the next message of any lane: until the deadline, or until the port ended.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn next(&mut self, deadline: Option<Instant>) -> Next {
         let mut patience = Patience::new(self.wait, deadline);
         loop {
-            // SYNC(ended): Acquire, before the look: what came before the end is still taken.
-            let ended = self.port.ended.load(Ordering::Acquire);
-            if let Some((number, message)) = self.look() {
+            if let Some((number, message)) = self.look_at_last() {
                 return Next::Message(number, message);
             }
-            if ended {
-                return Next::Ended;
-            }
-            match patience.step() {
-                Step::Again => {}
-                Step::TimeUp => return Next::TimeUp,
-                Step::Sleep(timeout) => self.sleep(timeout),
+            if let Some(next) = self.look_and_wait(&mut patience) {
+                return next;
             }
         }
     }
 
-    /// Looks once.
+    /// The lane of the last message, most likely the lane of the next one.
+    #[inline(always)]
+    fn look_at_last(&mut self) -> Option<(usize, Message)> {
+        self.turn += 1;
+        let &number = self.watched.last()?;
+        if self.turn >= TURN {
+            return None;
+        }
+        let lane = self.lanes[number].as_mut()?;
+        let message = lane.inbox.get_mut().poll_inline()?;
+        lane.idle = 0;
+        Some((number, message))
+    }
+
+    /// Looks at everything once, and waits a little or sleeps if there is nothing.
+    #[inline(never)]
+    fn look_and_wait(&mut self, patience: &mut Patience) -> Option<Next> {
+        // SYNC(ended): Acquire, before the look: what came before the end is still taken.
+        let ended = self.port.ended.load(Ordering::Acquire);
+        if let Some((number, message)) = self.look() {
+            return Some(Next::Message(number, message));
+        }
+        if ended {
+            return Some(Next::Ended);
+        }
+        match patience.step() {
+            Step::Again => {}
+            Step::TimeUp => return Some(Next::TimeUp),
+            Step::Sleep(timeout) => self.sleep(timeout),
+        }
+        None
+    }
+
+    /// Looks at everything once.
     #[inline]
-    pub(crate) fn look(&mut self) -> Option<(usize, Message)> {
+    fn look(&mut self) -> Option<(usize, Message)> {
         self.turn += 1;
         if self.turn < TURN {
             if let Some(found) = self.look_at_watched() {
@@ -286,20 +312,14 @@ impl Hub {
                 continue;
             };
             let inbox = lane.inbox.get_mut();
-            match inbox.poll() {
-                Ok(Some(message)) => {
-                    lane.idle = 0;
-                    // The next look starts behind this one, so that none keeps the others waiting.
-                    self.watched[at..].rotate_left(1);
-                    return Some((number, message));
-                }
-                Ok(None) => {
-                    inbox.flush();
-                    lane.idle = lane.idle.saturating_add(1);
-                }
-                // The link has ended; the lane's end is in the queue.
-                Err(_) => {}
+            if let Some(message) = inbox.poll() {
+                lane.idle = 0;
+                // It is looked at first for a few messages, and then last.
+                self.watched[at..].rotate_left(1);
+                return Some((number, message));
             }
+            inbox.flush();
+            lane.idle = lane.idle.saturating_add(1);
         }
         None
     }
@@ -331,42 +351,49 @@ impl Hub {
         }
     }
 
-    #[inline]
     fn look_at_ready(&mut self) -> Option<(usize, Message)> {
         while let Some(number) = self.ready.pop_front() {
+            let watched = self.watch(number);
             let Some(lane) = self.lanes.get_mut(number).and_then(Option::as_mut) else {
                 continue;
             };
             match lane.inbox.get_mut().poll() {
-                Ok(Some(message)) => {
-                    // Others first, then this one again.
-                    self.ready.push_back(number);
+                Some(message) => {
+                    if !watched || lane.closing {
+                        // Others first, then this one again.
+                        self.ready.push_back(number);
+                    }
                     return Some((number, message));
                 }
-                Ok(None) if lane.closing => self.remove(number),
-                Ok(None) => self.settle(number),
-                Err(_) => {}
+                None if lane.closing => self.remove(number),
+                None => self.rearm(number),
             }
         }
         None
     }
 
-    /// A lane that was emptied: from now on it is watched, or rings.
-    fn settle(&mut self, number: usize) {
+    /// Watches a lane that has rung, if there is a place for it. True where it is watched.
+    fn watch(&mut self, number: usize) -> bool {
         let has_place = self.watched.len() < MOST_WATCHED || self.evict();
+        let Some(lane) = self.lanes.get_mut(number).and_then(Option::as_mut) else {
+            return false;
+        };
+        if !lane.watched && lane.rung && has_place {
+            lane.inbox.get_mut().watch();
+            (lane.watched, lane.idle) = (true, 0);
+            self.watched.push(number);
+        }
+        lane.watched
+    }
+
+    /// Has a lane that was emptied ring again.
+    fn rearm(&mut self, number: usize) {
         let Some(lane) = self.lanes[number].as_mut() else {
             return;
         };
         let inbox = lane.inbox.get_mut();
         inbox.flush();
-        if !lane.rung || lane.watched {
-            return;
-        }
-        if has_place {
-            inbox.watch();
-            (lane.watched, lane.idle) = (true, 0);
-            self.watched.push(number);
-        } else {
+        if lane.rung && !lane.watched {
             lane.rung = false;
             if inbox.rearm() {
                 self.ready.push_back(number);

@@ -77,7 +77,7 @@ impl<T: ShmMessage> Receiver<T> {
         self.next_timeout(Duration::ZERO)
     }
 
-    #[inline]
+    #[inline(always)]
     fn next_until(
         &mut self,
         deadline: Option<Instant>,
@@ -91,7 +91,7 @@ impl<T: ShmMessage> Receiver<T> {
             };
             let inbox = self.hub.lane(number).inbox.borrow();
             // An invalid message has ended its link; the next one may be fine.
-            if let Ok(archived) = inbox.validate::<T>(&message) {
+            if let Some(archived) = inbox.validate::<T>(&message) {
                 break (number, message, archived);
             }
         };

@@ -81,7 +81,7 @@ impl<R: ShmRequest> Server<R> {
         self.next_timeout(Duration::ZERO)
     }
 
-    #[inline]
+    #[inline(always)]
     fn next_until(
         &mut self,
         deadline: Option<Instant>,
@@ -95,7 +95,7 @@ impl<R: ShmRequest> Server<R> {
             };
             let inbox = self.hub.lane(number).inbox.borrow();
             // An invalid request has ended its link; the next one may be fine.
-            if let Ok(archived) = inbox.validate::<R>(&message) {
+            if let Some(archived) = inbox.validate::<R>(&message) {
                 break (number, message, archived);
             }
         };

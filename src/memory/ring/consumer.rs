@@ -21,15 +21,15 @@ const MOST_JUMPS: usize = 4;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Record {
     /// Its first cell, by which it is handed back.
-    pub(crate) cell: usize,
+    pub(crate) cell: u16,
     pub(crate) kind: Kind,
     pub(crate) tag: u16,
     /// The length of the payload in bytes; checked to lie in the lane's cells.
-    pub(crate) len: usize,
+    pub(crate) len: u16,
     /// The first byte of the payload.
     pub(crate) payload: NonNull<u8>,
     /// How many cells it takes.
-    pub(crate) cells: usize,
+    pub(crate) cells: u16,
 }
 
 /// What a look at the ring found.
@@ -74,41 +74,79 @@ impl Consumer {
         }
     }
 
-    /// Looks for the next record. It stays the caller's until it is handed back.
+    /// Looks for the next record, if it is the common case: a message in the cells, and the next
+    /// record in cells that are known. The record stays the caller's until it is handed back.
+    #[inline(always)]
+    pub(crate) fn poll_inline(&mut self) -> Option<Record> {
+        let extent = extent_of(&self.extents, self.at)?;
+        // SYNC(publish): Acquire; pairs with Release in `Producer::commit`.
+        let word = load_acquire(&extent.cells[self.at - extent.first].header);
+        if !is_stamped(word, stamp_of(self.sequence)) {
+            return None;
+        }
+        let header = Header::from_word(word).filter(|h| h.kind == Kind::Inline)?;
+        let next = usize::from(header.next);
+        let record = self.record(extent, header, self.start)?;
+        if next >= self.cells {
+            return None;
+        }
+        self.sequence = self.sequence.wrapping_add(1);
+        self.at = next;
+        Some(record)
+    }
+
+    /// Looks for the next record of any kind.
     #[inline]
     pub(crate) fn poll(&mut self) -> Result<Polled, Fault> {
+        let extent = extent_of(&self.extents, self.at).ok_or_else(|| self.stray(self.at))?;
+        // SYNC(publish): as in `poll_inline`. The word is read anew, and judged anew.
+        let word = load_acquire(&extent.cells[self.at - extent.first].header);
+        if !is_stamped(word, stamp_of(self.sequence)) {
+            return Ok(Polled::Empty);
+        }
+        self.take(word)
+    }
+
+    /// Any other record: the word was read from the cell at `self.at`.
+    #[cold]
+    fn take(&mut self, mut word: u64) -> Result<Polled, Fault> {
         for _ in 0..MOST_JUMPS {
-            let Some(extent) = extent_of(&self.extents, self.at) else {
-                return Err(Fault::Cell {
-                    cell: self.at,
-                    cells: self.cells,
-                });
-            };
-            let cell = &extent.cells[self.at - extent.first];
-            // SYNC(publish): Acquire; pairs with Release in `Producer::commit`.
-            let word = load_acquire(&cell.header);
-            if !is_stamped(word, stamp_of(self.sequence)) {
-                return Ok(Polled::Empty);
-            }
+            let extent = extent_of(&self.extents, self.at).ok_or_else(|| self.stray(self.at))?;
             let header = Header::from_word(word).ok_or(Fault::Header { word })?;
             let record = self.read(extent, header)?;
-            let next = usize::from(header.next);
-            // The first cell of an extension is known only once it is mapped.
-            if next >= self.cells && !(header.kind == Kind::Extend && next == self.cells) {
-                return Err(Fault::Cell {
-                    cell: next,
-                    cells: self.cells,
-                });
-            }
-            self.sequence = self.sequence.wrapping_add(1);
-            self.at = next;
+            self.advance(header)?;
             match header.kind {
                 Kind::Jump => self.hand_back(record.cell),
                 Kind::Extend => return Ok(Polled::Extend(record)),
                 Kind::Inline | Kind::Block | Kind::Failed => return Ok(Polled::Record(record)),
             }
+            let extent = extent_of(&self.extents, self.at).ok_or_else(|| self.stray(self.at))?;
+            // SYNC(publish): as in `poll`.
+            word = load_acquire(&extent.cells[self.at - extent.first].header);
+            if !is_stamped(word, stamp_of(self.sequence)) {
+                break;
+            }
         }
         Ok(Polled::Empty)
+    }
+
+    #[inline(always)]
+    fn advance(&mut self, header: Header) -> Result<(), Fault> {
+        let next = usize::from(header.next);
+        // The first cell of an extension is known only once it is mapped.
+        if next >= self.cells && !(header.kind == Kind::Extend && next == self.cells) {
+            return Err(self.stray(next));
+        }
+        self.sequence = self.sequence.wrapping_add(1);
+        self.at = next;
+        Ok(())
+    }
+
+    fn stray(&self, cell: usize) -> Fault {
+        Fault::Cell {
+            cell,
+            cells: self.cells,
+        }
     }
 
     /// True where a record has come, which [`poll`](Self::poll) will then find.
@@ -142,10 +180,10 @@ impl Consumer {
     /// Hands a record back, at the latest with the next [`flush`](Self::flush).
     ///
     /// Some are gathered, so that a stream of messages does not cost a shared write each.
-    #[inline]
-    pub(crate) fn hand_back(&mut self, cell: usize) {
+    #[inline(always)]
+    pub(crate) fn hand_back(&mut self, cell: u16) {
         const GATHER: u32 = 16;
-        let (word, bit) = (cell / 64, 1 << (cell % 64));
+        let (word, bit) = (usize::from(cell / 64), 1 << (cell % 64));
         if self.pending.0 != word {
             self.flush();
             self.pending.0 = word;
@@ -172,38 +210,47 @@ impl Consumer {
         &self.back
     }
 
+    /// The record at `self.at`, if it lies in the cells of its extent.
     #[inline(always)]
+    fn record(&self, extent: &Extent, header: Header, start: usize) -> Option<Record> {
+        let index = self.at - extent.first;
+        let cells = cells_for(start, usize::from(header.len));
+        let payload = NonNull::from(&*extent.cells)
+            .cast::<u8>()
+            .map_addr(|a| a.saturating_add(index * size_of::<Cell>() + start));
+        let Header { kind, tag, len, .. } = header;
+        let (cell, taken) = (self.at as u16, cells as u16);
+        let record = Record {
+            cell,
+            kind,
+            tag,
+            len,
+            payload,
+            cells: taken,
+        };
+        (index + cells <= extent.cells.len()).then_some(record)
+    }
+
     fn read(&self, extent: &Extent, header: Header) -> Result<Record, Fault> {
-        let len = usize::from(header.len);
+        let len = header.len;
         let start = if header.kind == Kind::Inline {
             self.start
         } else {
             HEADER
         };
         let fixed = match header.kind {
-            Kind::Inline => len,
+            Kind::Inline => usize::from(len),
             Kind::Block | Kind::Extend => size_of::<SegmentRef>(),
             Kind::Jump => 0,
             Kind::Failed => 1,
         };
-        let index = self.at - extent.first;
-        if len != fixed || index + cells_for(start, len) > extent.cells.len() {
-            return Err(Fault::Length {
-                len,
-                left: (extent.cells.len() - index) * CELL,
-            });
-        }
-        let payload = NonNull::from(&*extent.cells)
-            .cast::<u8>()
-            .map_addr(|a| a.saturating_add(index * size_of::<Cell>() + start));
-        let cells = cells_for(start, len);
-        Ok(Record {
-            cell: self.at,
-            kind: header.kind,
-            tag: header.tag,
-            len,
-            payload,
-            cells,
+        let left = (extent.end() - self.at) * CELL;
+        let record = self
+            .record(extent, header, start)
+            .filter(|_| usize::from(len) == fixed);
+        record.ok_or(Fault::Length {
+            len: len.into(),
+            left,
         })
     }
 
@@ -263,8 +310,8 @@ impl HandBack {
     }
 
     /// Hands back a record that was kept, on any thread.
-    pub(crate) fn release_kept(&self, cell: usize) {
-        self.flip(cell / 64, 1 << (cell % 64));
+    pub(crate) fn release_kept(&self, cell: u16) {
+        self.flip(usize::from(cell / 64), 1 << (cell % 64));
         self.kept.fetch_sub(1, Ordering::Relaxed);
     }
 

@@ -62,10 +62,19 @@ impl Extent {
     }
 }
 
-/// Finds the extent that holds a cell; nearly always the first one.
+/// Finds the extent that holds a cell.
+#[cold]
+fn find_extent(extents: &[Extent], cell: usize) -> Option<&Extent> {
+    extents.iter().find(|e| cell < e.end())
+}
+
+/// Finds the extent that holds a cell; often the first one.
 #[inline(always)]
 fn extent_of(extents: &[Extent], cell: usize) -> Option<&Extent> {
-    extents.iter().find(|e| cell < e.end())
+    match extents {
+        [first, ..] if cell < first.cells.len() => Some(first),
+        _ => find_extent(extents, cell),
+    }
 }
 
 #[cfg(all(test, not(loom)))]

@@ -102,7 +102,7 @@ impl Producer {
     }
 
     /// The cells from the reserved one on that are free now: at least one, at most `most`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn here(&self, most: usize) -> Space {
         let extent = extent_of(&self.extents, self.next).expect("the reserved cell is in the ring");
         let end = extent.end().min(self.next + most);
@@ -146,7 +146,7 @@ impl Producer {
     /// Publishes a record of `cells` cells that was written at the start of `space`.
     ///
     /// With [`NoRoom`] nothing is published and nothing has changed.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn publish(
         &mut self,
         space: &Space,
@@ -307,16 +307,12 @@ impl Producer {
 
     #[inline(always)]
     fn take(&mut self, first: usize, count: usize) {
-        for cell in first..first + count {
-            self.busy[cell / 64] |= 1 << (cell % 64);
-        }
+        each_word(first, count, |word, bits| self.busy[word] |= bits);
     }
 
     #[inline(always)]
     fn free(&mut self, first: usize, count: usize) {
-        for cell in first..first + count {
-            self.busy[cell / 64] &= !(1 << (cell % 64));
-        }
+        each_word(first, count, |word, bits| self.busy[word] &= !bits);
     }
 
     /// A free cell, best the one behind the record: cells are then used in a row.
@@ -324,8 +320,14 @@ impl Producer {
     fn find_free(&self, behind: usize) -> Option<usize> {
         let wish = if behind < self.cells { behind } else { 0 };
         if self.is_free(wish) {
-            return Some(wish);
+            Some(wish)
+        } else {
+            self.search_free(wish)
         }
+    }
+
+    #[cold]
+    fn search_free(&self, wish: usize) -> Option<usize> {
         let words = self.cells / 64;
         (0..words)
             .map(|i| (wish / 64 + i) % words)
@@ -366,6 +368,17 @@ impl Producer {
     #[cfg(test)]
     pub(crate) fn start_at(&mut self, sequence: u64) {
         self.sequence = sequence;
+    }
+}
+
+/// The bits of `count` cells from `first` on, word by word.
+#[inline(always)]
+fn each_word(first: usize, count: usize, mut then: impl FnMut(usize, u64)) {
+    let (mut cell, end) = (first, first + count);
+    while cell < end {
+        let here = (64 - cell % 64).min(end - cell);
+        then(cell / 64, (!0 >> (64 - here)) << (cell % 64));
+        cell += here;
     }
 }
 

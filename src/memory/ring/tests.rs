@@ -59,7 +59,7 @@ fn fill(space: &Space, len: usize, byte: u8) {
 
 #[allow(unsafe_code)]
 fn holds(record: &Record, byte: u8) -> bool {
-    let bytes = std::ptr::NonNull::slice_from_raw_parts(record.payload, record.len);
+    let bytes = std::ptr::NonNull::slice_from_raw_parts(record.payload, record.len.into());
     // SAFETY: the record is held.
     unsafe { bytes.as_ref() }.iter().all(|b| *b == byte)
 }
@@ -77,6 +77,9 @@ fn send(ring: &mut Producer, len: usize, byte: u8, tag: u16) -> Result<(), NoRoo
 }
 
 fn receive(ring: &mut Consumer) -> Option<Record> {
+    if let Some(record) = ring.poll_inline() {
+        return Some(record);
+    }
     match ring.poll().unwrap() {
         Polled::Empty => None,
         Polled::Record(record) => Some(record),
@@ -118,7 +121,7 @@ fn behaves_like_a_queue_whatever_is_held() {
                 }
                 1 => match (receive(&mut other), sent.pop_front()) {
                     (Some(record), Some((len, byte, tag))) => {
-                        assert_eq!((record.len, record.tag), (len, tag));
+                        assert_eq!((usize::from(record.len), record.tag), (len, tag));
                         held.push((record, byte));
                     }
                     (None, None) => other.flush(),
@@ -232,7 +235,7 @@ fn forged_headers_and_hand_backs_are_faults() {
         if let Ok(Polled::Record(record)) = other.poll() {
             let base = cells.as_ptr() as usize;
             let at = record.payload.addr().get();
-            assert!(at >= base && at + record.len <= base + 64 * CELL);
+            assert!(at >= base && at + usize::from(record.len) <= base + 64 * CELL);
         }
     }
     let (mut ring, _, receiver, _) = pair(64);
