@@ -43,7 +43,7 @@ pub type Decoder = Strategy<(), CodecError>;
 /// The message is larger than 1 GiB, or nested deeper than a receiver accepts, or one of its fields
 /// refuses to be archived. The destination then holds no message.
 #[inline]
-pub(crate) fn encode<T: ShmMessage>(value: &T, writer: &mut SlotWriter) -> Result<(), EncodeError> {
+pub fn encode<T: ShmMessage>(value: &T, writer: &mut SlotWriter) -> Result<(), EncodeError> {
     let taken = std::mem::replace(writer, SlotWriter::counting());
     let mut serializer = Serializer::new(taken, Scratch::default(), ());
     let result = serialize_using::<_, CodecError>(value, &mut serializer);
@@ -75,7 +75,7 @@ fn check_written<T: ShmMessage>(writer: &SlotWriter) -> Result<(), EncodeError> 
 ///
 /// Says what in the bytes is not of the type.
 #[inline]
-pub(crate) fn check<T: ShmMessage>(bytes: &[u8]) -> Result<&T::Archived, InvalidMessage> {
+pub fn check<T: ShmMessage>(bytes: &[u8]) -> Result<&T::Archived, InvalidMessage> {
     check_at::<T>(bytes, root_position::<T::Archived>(bytes.len()))
 }
 
@@ -85,10 +85,7 @@ pub(crate) fn check<T: ShmMessage>(bytes: &[u8]) -> Result<&T::Archived, Invalid
 ///
 /// Says what in the bytes is not of the type.
 #[inline]
-pub(crate) fn check_at<T: ShmMessage>(
-    bytes: &[u8],
-    pos: usize,
-) -> Result<&T::Archived, InvalidMessage> {
+pub fn check_at<T: ShmMessage>(bytes: &[u8], pos: usize) -> Result<&T::Archived, InvalidMessage> {
     // One more than may be entered, since the validator ends when it comes to zero.
     let depth = NonZeroUsize::new(MAX_DEPTH + 1);
     let mut validator = ArchiveValidator::with_max_depth(bytes, depth);
@@ -101,7 +98,7 @@ pub(crate) fn check_at<T: ShmMessage>(
 /// # Errors
 ///
 /// One of the fields refuses to be copied, which those of the standard library do not.
-pub(crate) fn to_owned<T: ShmMessage>(archived: &T::Archived) -> Result<T, CodecError> {
+pub fn to_owned<T: ShmMessage>(archived: &T::Archived) -> Result<T, CodecError> {
     archived.deserialize(Decoder::wrap(&mut ()))
 }
 
