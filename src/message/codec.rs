@@ -9,7 +9,8 @@ use std::fmt;
 use std::num::NonZeroUsize;
 
 use rkyv::Deserialize;
-use rkyv::api::{access_pos_with_context, root_position, serialize_using};
+use rkyv::api::{root_position, serialize_using};
+use rkyv::bytecheck::CheckBytes;
 use rkyv::rancor::{Source, Strategy, Trace};
 use rkyv::ser::Serializer;
 use rkyv::validation::archive::ArchiveValidator;
@@ -47,7 +48,9 @@ pub fn encode<T: ShmMessage>(value: &T, writer: &mut SlotWriter) -> Result<(), E
     let taken = std::mem::replace(writer, SlotWriter::counting());
     let mut serializer = Serializer::new(taken, Scratch::default(), ());
     let result = serialize_using::<_, CodecError>(value, &mut serializer);
-    std::mem::swap(writer, &mut serializer.writer);
+    let (filled, scratch, ()) = serializer.into_raw_parts();
+    scratch.give_back();
+    *writer = filled;
     result?;
     // A type without pointers has nothing to resolve, and is known here without a load.
     if size_of::<T::Resolver>() != 0 && layout_of::<T>().recursive {
@@ -86,11 +89,24 @@ pub fn check<T: ShmMessage>(bytes: &[u8]) -> Result<&T::Archived, InvalidMessage
 /// Says what in the bytes is not of the type.
 #[inline]
 pub fn check_at<T: ShmMessage>(bytes: &[u8], pos: usize) -> Result<&T::Archived, InvalidMessage> {
-    // One more than may be entered, since the validator ends when it comes to zero.
+    let (size, align) = (size_of::<T::Archived>(), align_of::<T::Archived>());
+    let Some(root) = bytes.get(pos..).filter(|root| root.len() >= size) else {
+        return Err(InvalidMessage(CodecError::outside(pos, size, bytes.len())));
+    };
+    let root = root.as_ptr().cast::<T::Archived>();
+    if !root.is_aligned() {
+        return Err(InvalidMessage(CodecError::unaligned(root.addr(), align)));
+    }
+    // What the root points to lies before it. One more than may be entered is given, since the
+    // validator ends when it comes to zero.
     let depth = NonZeroUsize::new(MAX_DEPTH + 1);
-    let mut validator = ArchiveValidator::with_max_depth(bytes, depth);
-    access_pos_with_context::<T::Archived, _, CodecError>(bytes, pos, &mut validator)
-        .map_err(InvalidMessage)
+    let mut validator = ArchiveValidator::with_max_depth(&bytes[..pos], depth);
+    // SAFETY: `root` is aligned, and there are `size` bytes of `bytes`, all of them initialized.
+    unsafe { T::Archived::check_bytes(root, Checker::wrap(&mut validator)) }
+        .map_err(InvalidMessage)?;
+    // SAFETY: `root` was just checked to be a valid value; it borrows from `bytes`, which nobody
+    // changes for as long.
+    Ok(unsafe { &*root })
 }
 
 /// Copies a message out of its archived form.
@@ -129,6 +145,19 @@ impl CodecError {
     pub(super) fn too_large() -> Self {
         let limit = MAX_MESSAGE >> 30;
         Self(format!("it is larger than {limit} GiB; send it in parts").into())
+    }
+
+    #[cold]
+    fn outside(pos: usize, size: usize, len: usize) -> Self {
+        Self(format!("a root of {size} bytes at {pos} does not lie in its {len} bytes").into())
+    }
+
+    #[cold]
+    fn unaligned(address: usize, align: usize) -> Self {
+        Self(
+            format!("its root at address {address:#x} is unaligned, not a multiple of {align}")
+                .into(),
+        )
     }
 }
 
