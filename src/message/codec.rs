@@ -9,7 +9,8 @@ use std::fmt;
 use std::num::NonZeroUsize;
 
 use rkyv::Deserialize;
-use rkyv::api::{access_pos_with_context, root_position, serialize_using};
+use rkyv::api::{root_position, serialize_using};
+use rkyv::bytecheck::CheckBytes;
 use rkyv::rancor::{Source, Strategy, Trace};
 use rkyv::ser::Serializer;
 use rkyv::validation::archive::ArchiveValidator;
@@ -43,14 +44,17 @@ pub type Decoder = Strategy<(), CodecError>;
 /// The message is larger than 1 GiB, or nested deeper than a receiver accepts, or one of its fields
 /// refuses to be archived. The destination then holds no message.
 #[inline(always)]
-pub(crate) fn encode<T: ShmMessage>(value: &T, writer: SlotWriter) -> Result<usize, EncodeError> {
+pub fn encode<T: ShmMessage>(value: &T, writer: SlotWriter) -> Result<usize, EncodeError> {
     let mut serializer = Serializer::new(writer, Scratch::default(), ());
-    serialize_using::<_, CodecError>(value, &mut serializer)?;
+    let result = serialize_using::<_, CodecError>(value, &mut serializer);
+    let (writer, scratch, ()) = serializer.into_raw_parts();
+    scratch.give_back();
+    result?;
     // A type without pointers has nothing to resolve, and is known here without a load.
     if size_of::<T::Resolver>() != 0 && layout_of::<T>().recursive {
-        check_written::<T>(&serializer.writer)?;
+        check_written::<T>(&writer)?;
     }
-    Ok(serializer.writer.needed())
+    Ok(writer.needed())
 }
 
 /// Refuses what a receiver would refuse for its depth.
@@ -72,7 +76,7 @@ fn check_written<T: ShmMessage>(writer: &SlotWriter) -> Result<(), EncodeError> 
 ///
 /// Says what in the bytes is not of the type.
 #[inline]
-pub(crate) fn check<T: ShmMessage>(bytes: &[u8]) -> Result<&T::Archived, InvalidMessage> {
+pub fn check<T: ShmMessage>(bytes: &[u8]) -> Result<&T::Archived, InvalidMessage> {
     check_at::<T>(bytes, root_position::<T::Archived>(bytes.len()))
 }
 
@@ -82,15 +86,25 @@ pub(crate) fn check<T: ShmMessage>(bytes: &[u8]) -> Result<&T::Archived, Invalid
 ///
 /// Says what in the bytes is not of the type.
 #[inline]
-pub(crate) fn check_at<T: ShmMessage>(
-    bytes: &[u8],
-    pos: usize,
-) -> Result<&T::Archived, InvalidMessage> {
-    // One more than may be entered, since the validator ends when it comes to zero.
+pub fn check_at<T: ShmMessage>(bytes: &[u8], pos: usize) -> Result<&T::Archived, InvalidMessage> {
+    let (size, align) = (size_of::<T::Archived>(), align_of::<T::Archived>());
+    let Some(root) = bytes.get(pos..).filter(|root| root.len() >= size) else {
+        return Err(InvalidMessage(CodecError::outside(pos, size, bytes.len())));
+    };
+    let root = root.as_ptr().cast::<T::Archived>();
+    if !root.is_aligned() {
+        return Err(InvalidMessage(CodecError::unaligned(root.addr(), align)));
+    }
+    // What the root points to lies before it. One more than may be entered is given, since the
+    // validator ends when it comes to zero.
     let depth = NonZeroUsize::new(MAX_DEPTH + 1);
-    let mut validator = ArchiveValidator::with_max_depth(bytes, depth);
-    access_pos_with_context::<T::Archived, _, CodecError>(bytes, pos, &mut validator)
-        .map_err(InvalidMessage)
+    let mut validator = ArchiveValidator::with_max_depth(&bytes[..pos], depth);
+    // SAFETY: `root` is aligned, and there are `size` bytes of `bytes`, all of them initialized.
+    unsafe { T::Archived::check_bytes(root, Checker::wrap(&mut validator)) }
+        .map_err(InvalidMessage)?;
+    // SAFETY: `root` was just checked to be a valid value; it borrows from `bytes`, which nobody
+    // changes for as long.
+    Ok(unsafe { &*root })
 }
 
 /// Copies a message out of its archived form.
@@ -98,7 +112,7 @@ pub(crate) fn check_at<T: ShmMessage>(
 /// # Errors
 ///
 /// One of the fields refuses to be copied, which those of the standard library do not.
-pub(crate) fn to_owned<T: ShmMessage>(archived: &T::Archived) -> Result<T, CodecError> {
+pub fn to_owned<T: ShmMessage>(archived: &T::Archived) -> Result<T, CodecError> {
     archived.deserialize(Decoder::wrap(&mut ()))
 }
 
@@ -129,6 +143,19 @@ impl CodecError {
     pub(super) fn too_large() -> Self {
         let limit = MAX_MESSAGE >> 30;
         Self(format!("it is larger than {limit} GiB; send it in parts").into())
+    }
+
+    #[cold]
+    fn outside(pos: usize, size: usize, len: usize) -> Self {
+        Self(format!("a root of {size} bytes at {pos} does not lie in its {len} bytes").into())
+    }
+
+    #[cold]
+    fn unaligned(address: usize, align: usize) -> Self {
+        Self(
+            format!("its root at address {address:#x} is unaligned, not a multiple of {align}")
+                .into(),
+        )
     }
 }
 

@@ -6,14 +6,14 @@
 use rkyv::bytecheck::CheckBytes;
 use rkyv::{Archive, Deserialize, Serialize};
 
-pub use super::codec::{Checker, Decoder, Encoder};
+pub use super::codec::{Checker, Decoder, Encoder, check as access, encode, to_owned};
 pub use super::describe::{Describe, describe};
 pub use super::layout::Layouts;
 pub use super::{ShmMessage, ShmRequest};
 pub use crate::schema;
 pub use rkyv;
 
-use super::{EncodeError, InvalidMessage, SlotWriter, codec};
+use super::{EncodeError, SlotWriter};
 
 /// A type that can be a field of a message.
 #[diagnostic::on_unimplemented(
@@ -44,31 +44,13 @@ pub const fn assert_field<T: Field>() {}
 ///
 /// As `message::encode`.
 pub fn to_bytes<T: ShmMessage>(value: &T) -> Result<rkyv::util::AlignedVec<64>, EncodeError> {
-    let needed = codec::encode(value, SlotWriter::counting())?;
+    let needed = encode(value, SlotWriter::counting())?;
     let mut bytes = rkyv::util::AlignedVec::<64>::new();
     bytes.resize(needed, 0);
     // SAFETY: `bytes` has that many bytes, and is not touched until the writer was last used.
     let writer = unsafe { SlotWriter::new(bytes.as_mut_ptr(), bytes.len()) };
-    assert_eq!(codec::encode(value, writer)?, needed);
+    assert_eq!(encode(value, writer)?, needed);
     Ok(bytes)
-}
-
-/// Checks bytes and borrows the message in them. For tests.
-///
-/// # Errors
-///
-/// As `message::check`.
-pub fn access<T: ShmMessage>(bytes: &[u8]) -> Result<&T::Archived, InvalidMessage> {
-    codec::check::<T>(bytes)
-}
-
-/// Copies a message out of its archived form. For tests.
-///
-/// # Errors
-///
-/// As `message::to_owned`.
-pub fn to_owned<T: ShmMessage>(archived: &T::Archived) -> Result<T, super::CodecError> {
-    codec::to_owned::<T>(archived)
 }
 
 /// Returns where the last of these fields lies in a variant of an archived enum.

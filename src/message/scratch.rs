@@ -48,6 +48,15 @@ impl Scratch {
             arena,
         }
     }
+
+    /// Ends the use of the scratch. Costs nothing where none was used: a plain drop is a call.
+    #[inline]
+    pub fn give_back(self) {
+        match &self.0 {
+            Some(_) => drop(self),
+            None => std::mem::forget(self),
+        }
+    }
 }
 
 impl Drop for Scratch {

@@ -17,26 +17,26 @@ pub fn round_trip<T: ShmMessage + PartialEq + Debug>(value: T) {
     assert!(schema_of::<T>().root().size as usize <= bytes.len());
 }
 
-#[derive(ShmMessage, PartialEq, Debug, Clone, Default)]
+#[derive(ShmMessage, serde::Serialize, PartialEq, Debug, Clone, Default)]
 pub struct Named {
     pub text: String,
     pub number: u64,
     pub small: u8,
     pub flag: bool,
-    private: Option<f32>,
+    pub extra: Option<f32>,
 }
 
-#[derive(ShmMessage, PartialEq, Debug)]
-struct Tuple(u8, String, (u16, u64));
+#[derive(ShmMessage, serde::Serialize, PartialEq, Debug)]
+pub struct Tuple(pub u8, pub String, pub (u16, u64));
 
-#[derive(ShmMessage, PartialEq, Debug)]
-struct Unit;
+#[derive(ShmMessage, serde::Serialize, PartialEq, Debug)]
+pub struct Unit;
 
-#[derive(ShmMessage, PartialEq, Debug)]
-struct Braces {}
+#[derive(ShmMessage, serde::Serialize, PartialEq, Debug)]
+pub struct Braces {}
 
-#[derive(ShmMessage, PartialEq, Debug)]
-enum Mixed {
+#[derive(ShmMessage, serde::Serialize, PartialEq, Debug)]
+pub enum Mixed {
     Nothing,
     One(u64),
     Two(u8, String),
@@ -47,43 +47,43 @@ enum Mixed {
     Nested(Named),
 }
 
-#[derive(ShmMessage, PartialEq, Debug, Clone, Copy)]
-enum Numbered {
+#[derive(ShmMessage, serde::Serialize, PartialEq, Debug, Clone, Copy)]
+pub enum Numbered {
     Low = 3,
     Next,
     High = 200,
 }
 
-#[derive(ShmMessage, PartialEq, Debug)]
-struct Everything {
-    a: (u8, u16, u32, u64, u128),
-    b: (i8, i16, i32, i64, i128),
-    c: (f32, f64, bool, char, ()),
-    id: [u8; 16],
-    strings: [String; 3],
-    list: Vec<Vec<Option<u16>>>,
-    boxed: Box<u64>,
-    slice: Box<[u32]>,
-    text: Box<str>,
-    time: Duration,
-    non_zero: NonZeroU32,
-    maybe: Option<NonZeroU32>,
-    result: Result<u8, String>,
-    map: HashMap<String, u32>,
-    set: HashSet<u64>,
-    tree: BTreeMap<u32, String>,
-    sorted: BTreeSet<i16>,
-    r#type: u8,
+#[derive(ShmMessage, serde::Serialize, PartialEq, Debug)]
+pub struct Everything {
+    pub a: (u8, u16, u32, u64, u128),
+    pub b: (i8, i16, i32, i64, i128),
+    pub c: (f32, f64, bool, char, ()),
+    pub id: [u8; 16],
+    pub strings: [String; 3],
+    pub list: Vec<Vec<Option<u16>>>,
+    pub boxed: Box<u64>,
+    pub slice: Box<[u32]>,
+    pub text: Box<str>,
+    pub time: Duration,
+    pub non_zero: NonZeroU32,
+    pub maybe: Option<NonZeroU32>,
+    pub result: Result<u8, String>,
+    pub map: HashMap<String, u32>,
+    pub set: HashSet<u64>,
+    pub tree: BTreeMap<u32, String>,
+    pub sorted: BTreeSet<i16>,
+    pub r#type: u8,
+}
+
+#[derive(ShmMessage, serde::Serialize, PartialEq, Debug)]
+pub struct Generic<T> {
+    pub item: T,
+    pub items: Vec<T>,
 }
 
 #[derive(ShmMessage, PartialEq, Debug)]
-struct Generic<T> {
-    item: T,
-    items: Vec<T>,
-}
-
-#[derive(ShmMessage, PartialEq, Debug)]
-enum GenericEnum<T, const N: usize>
+pub enum GenericEnum<T, const N: usize>
 where
     T: Clone,
 {
@@ -91,15 +91,15 @@ where
     Next(Option<Box<GenericEnum<T, N>>>),
 }
 
-#[derive(ShmMessage, PartialEq, Debug)]
-struct Node {
-    name: String,
-    next: Option<Box<Self>>,
-    children: Vec<Node>,
+#[derive(ShmMessage, serde::Serialize, PartialEq, Debug)]
+pub struct Node {
+    pub name: String,
+    pub next: Option<Box<Self>>,
+    pub children: Vec<Node>,
 }
 
-#[derive(ShmMessage, PartialEq, Debug)]
-enum Tree<T> {
+#[derive(ShmMessage, serde::Serialize, PartialEq, Debug)]
+pub enum Tree<T> {
     Leaf(T),
     Branch {
         left: Box<Tree<T>>,
@@ -107,21 +107,21 @@ enum Tree<T> {
     },
 }
 
-#[derive(ShmMessage, PartialEq, Debug)]
-struct First {
+#[derive(ShmMessage, serde::Serialize, PartialEq, Debug)]
+pub struct First {
     #[rkyv(omit_bounds)]
     second: Vec<Second>,
 }
 
-#[derive(ShmMessage, PartialEq, Debug)]
-struct Second {
+#[derive(ShmMessage, serde::Serialize, PartialEq, Debug)]
+pub struct Second {
     #[rkyv(omit_bounds)]
     first: Option<Box<First>>,
 }
 
-#[derive(ShmMessage, PartialEq, Debug)]
+#[derive(ShmMessage, serde::Serialize, PartialEq, Debug)]
 #[rkyv(derive(Debug))]
-struct Wrapped {
+pub struct Wrapped {
     #[rkyv(with = rkyv::with::AsString)]
     path: std::path::PathBuf,
     #[rkyv(with = rkyv::with::Skip)]
@@ -129,13 +129,13 @@ struct Wrapped {
 }
 
 #[derive(ShmMessage, PartialEq, Debug)]
-struct Sized2<const N: usize> {
-    bytes: [u8; N],
+pub struct Bytes<const N: usize> {
+    pub bytes: [u8; N],
 }
 
 use shmbus::rkyv;
 
-fn everything() -> Everything {
+pub fn everything() -> Everything {
     Everything {
         a: (1, 2, 3, 4, u128::MAX - 5),
         b: (-1, -2, -3, -4, i128::MIN + 5),
@@ -172,8 +172,8 @@ fn structs() {
     round_trip(Tuple(1, "x".into(), (2, 3)));
     round_trip(Unit);
     round_trip(Braces {});
-    round_trip(Sized2::<5> { bytes: *b"hello" });
-    round_trip(Sized2::<0> { bytes: [] });
+    round_trip(Bytes::<5> { bytes: *b"hello" });
+    round_trip(Bytes::<0> { bytes: [] });
 }
 
 #[test]
@@ -268,7 +268,7 @@ fn fields_of_the_archived_type_are_those_of_the_type() {
         number: 7,
         small: 8,
         flag: true,
-        private: Some(1.5),
+        extra: Some(1.5),
     };
     let bytes = to_bytes(&value).unwrap();
     let archived: &ArchivedNamed = access::<Named>(&bytes).unwrap();

@@ -138,7 +138,6 @@ fn copy_optimization(input: &Input, names: &Names) -> Option<TokenStream> {
     // Sound: there is no padding, as the sizes of the fields add up to that of the struct; and each
     // field lies where its archived form does and may itself be copied.
     Some(quote! {
-        #[allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
         const COPY_OPTIMIZATION: #rkyv::traits::CopyOptimization<Self> = unsafe {
             #rkyv::traits::CopyOptimization::enable_if(
                 0 #(+ ::core::mem::size_of::<#types>())* == ::core::mem::size_of::<#this>()

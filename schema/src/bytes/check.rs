@@ -3,11 +3,18 @@
 use super::MAX_NAME;
 use crate::model::{Field, Kind, Primitive, TypeDef, TypeId, Variant};
 
+/// Says what is wrong with the size and the alignment of `ty` by themselves.
+///
+/// Asked of all rows before [`row`] is asked of any, since that looks at other rows.
+pub fn size(ty: &TypeDef) -> Result<(), &'static str> {
+    match ty.align.is_power_of_two() && ty.align <= 4_096 && ty.size % ty.align == 0 {
+        true => Ok(()),
+        false => Err("its alignment is not a power of two that divides its size"),
+    }
+}
+
 /// Says what is wrong with `ty`, if it does not fit to itself and to the rows that it names.
 pub fn row(types: &[TypeDef], ty: &TypeDef) -> Result<(), &'static str> {
-    if !ty.align.is_power_of_two() || ty.align > 4_096 || ty.size % ty.align != 0 {
-        return Err("its alignment is not a power of two that divides its size");
-    }
     if ty.kind.children().any(|child| child.index() >= types.len()) {
         return Err("it names a type that is not in the table");
     }

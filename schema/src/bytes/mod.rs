@@ -172,11 +172,11 @@ impl Schema {
     pub(crate) fn checked(name: String, types: Vec<TypeDef>) -> Result<Self, SchemaError> {
         within("types", types.len(), MAX_TYPES)?;
         within("bytes of a name", name.len(), MAX_NAME)?;
-        for (row, ty) in types.iter().enumerate() {
-            check::row(&types, ty).map_err(|what| SchemaError::Inconsistent {
-                row: row as u32,
-                what,
-            })?;
+        let rows = || types.iter().zip(0..);
+        let sizes = rows().map(|(ty, row)| (check::size(ty), row));
+        let checks = sizes.chain(rows().map(|(ty, row)| (check::row(&types, ty), row)));
+        for (checked, row) in checks {
+            checked.map_err(|what| SchemaError::Inconsistent { row, what })?;
         }
         match types.is_empty() {
             true => Err(SchemaError::Inconsistent {

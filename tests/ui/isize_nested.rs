@@ -1,0 +1,6 @@
+#[derive(shmbus::ShmMessage)]
+struct Message {
+    offsets: std::collections::HashMap<String, Vec<isize>>,
+}
+
+fn main() {}

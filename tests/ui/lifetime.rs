@@ -1,0 +1,6 @@
+#[derive(shmbus::ShmMessage)]
+struct Message<'a> {
+    text: &'a str,
+}
+
+fn main() {}

@@ -1,0 +1,5 @@
+struct NotAMessage;
+
+fn main() {
+    shmbus::schema_of::<NotAMessage>();
+}

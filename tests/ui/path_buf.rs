@@ -1,0 +1,6 @@
+#[derive(shmbus::ShmMessage)]
+struct Message {
+    path: std::path::PathBuf,
+}
+
+fn main() {}

@@ -1,0 +1,6 @@
+#[derive(shmbus::ShmMessage)]
+enum Message {
+    Address(*const u8),
+}
+
+fn main() {}

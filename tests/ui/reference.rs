@@ -1,0 +1,6 @@
+#[derive(shmbus::ShmMessage)]
+struct Message {
+    text: &'static str,
+}
+
+fn main() {}

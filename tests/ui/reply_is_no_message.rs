@@ -1,0 +1,5 @@
+#[derive(shmbus::ShmMessage)]
+#[shm(service = "complete", reply = String)]
+struct Message;
+
+fn main() {}

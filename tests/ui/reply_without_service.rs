@@ -1,0 +1,5 @@
+#[derive(shmbus::ShmMessage)]
+#[shm(reply = Message)]
+struct Message;
+
+fn main() {}

@@ -1,0 +1,5 @@
+#[derive(shmbus::ShmMessage)]
+#[rkyv(archived = Other)]
+struct Message;
+
+fn main() {}

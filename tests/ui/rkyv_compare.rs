@@ -1,0 +1,5 @@
+#[derive(shmbus::ShmMessage)]
+#[rkyv(compare(PartialEq))]
+struct Message;
+
+fn main() {}

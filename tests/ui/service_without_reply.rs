@@ -1,0 +1,5 @@
+#[derive(shmbus::ShmMessage)]
+#[shm(service = "complete")]
+struct Message;
+
+fn main() {}

@@ -1,0 +1,7 @@
+#[derive(shmbus::ShmMessage)]
+union Message {
+    number: u32,
+    bytes: [u8; 4],
+}
+
+fn main() {}

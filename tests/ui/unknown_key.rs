@@ -1,0 +1,5 @@
+#[derive(shmbus::ShmMessage)]
+#[shm(servcie = "complete")]
+struct Message;
+
+fn main() {}
