@@ -1,0 +1,307 @@
+//! A bus: what processes that belong together have in common.
+//!
+//! Unsafe code is needed to take over a descriptor that a parent left to this process, and to
+//! leave one to a child.
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::error::{ConnectError, OpenError};
+use crate::link::node::{Incident, Node, Reach};
+use crate::link::place::Place;
+use crate::message::{ShmMessage, ShmRequest};
+use crate::service::{Client, Receiver, Sender, Server};
+use crate::sys::socket::Socket;
+use crate::wait::Wait;
+
+/// Names the descriptor that a child inherits.
+const PARENT: &str = "SHMBUS_PARENT_FD";
+
+/// What a bus may use, and how its ports wait.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let config = shmbus::Config { max_message: 64 << 20, ..Default::default() };
+/// let bus = config.open("doc-config")?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// The most bytes of one archived message; at most 1 GiB, which is the format's own limit.
+    pub max_message: usize,
+    /// The most bytes of shared memory that this bus takes from the system for what it sends.
+    pub memory_limit: usize,
+    /// How ports of this bus wait, unless told otherwise.
+    pub wait: Wait,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            max_message: 1 << 20,
+            memory_limit: 256 << 20,
+            wait: Wait::Adaptive,
+        }
+    }
+}
+
+impl Config {
+    /// Opens a bus with this configuration; see [`Bus::open`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Bus::open`].
+    pub fn open(self, name: &str) -> Result<Bus, OpenError> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let place = Place::open(name)?;
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let socket = format!("node-{}-{number}", std::process::id());
+        Bus::start(
+            Reach::Name {
+                name: name.to_owned(),
+                place,
+                socket,
+            },
+            self,
+        )
+    }
+
+    /// Starts a child with this configuration; see [`Bus::spawn`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Bus::spawn`].
+    pub fn spawn(self, mut command: Command) -> Result<(Bus, Child), OpenError> {
+        let (ours, theirs) = Socket::pair().map_err(OpenError::system("make a socket pair"))?;
+        let fd = theirs.as_fd().as_raw_fd();
+        command.env(PARENT, fd.to_string());
+        let inherit = move || {
+            // SAFETY: `theirs` is open in the parent until the child runs, and so in the child.
+            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+            crate::sys::socket::keep_over_exec(fd)
+        };
+        // SAFETY: the closure makes one system call and allocates nothing.
+        unsafe { command.pre_exec(inherit) };
+        let program = command.get_program().to_owned();
+        let action = format!("start {}", program.display());
+        let child = command.spawn().map_err(OpenError::system(action))?;
+        drop(theirs);
+        let bus = Bus::start(Reach::Inherited, self)?;
+        bus.shared.node.adopt(ours)?;
+        Ok((bus, child))
+    }
+
+    /// Takes the link to the parent with this configuration; see [`Bus::from_parent`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Bus::from_parent`].
+    pub fn from_parent(self) -> Result<Bus, OpenError> {
+        static TAKEN: AtomicBool = AtomicBool::new(false);
+        let fd = std::env::var(PARENT)
+            .ok()
+            .and_then(|v| v.parse::<RawFd>().ok());
+        let fd = fd.filter(|fd| *fd > 2).ok_or(OpenError::NoParent)?;
+        if TAKEN.swap(true, Ordering::Relaxed) || !crate::sys::socket::is_open(fd) {
+            return Err(OpenError::NoParent);
+        }
+        // SAFETY: it is open, our parent says that it is ours, and `TAKEN` has us take it once.
+        let socket = Socket::from(unsafe { OwnedFd::from_raw_fd(fd) });
+        if !socket.is_seqpacket() {
+            // Some other descriptor, in a process that merely inherited the variable.
+            std::mem::forget(socket);
+            return Err(OpenError::NoParent);
+        }
+        socket
+            .set_close_on_exec(true)
+            .map_err(OpenError::system("mark the parent's link"))?;
+        let bus = Bus::start(Reach::Inherited, self)?;
+        bus.shared.node.adopt(socket)?;
+        Ok(bus)
+    }
+}
+
+/// What the bus and its ports share: the last one to go stops the quiet thread.
+pub(crate) struct Shared {
+    node: Arc<Node>,
+}
+
+impl Shared {
+    #[inline(always)]
+    pub(crate) fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.node.stop();
+    }
+}
+
+/// A bus, opened by this process: where ports are made.
+///
+/// Clones are handles on the same bus. It lives as long as any handle or port of it.
+///
+/// ```
+/// use shmbus::{Bus, ShmMessage};
+///
+/// #[derive(ShmMessage)]
+/// #[shm(service = "double", reply = Doubled)]
+/// struct Double { number: u32 }
+///
+/// #[derive(ShmMessage)]
+/// struct Doubled { number: u32 }
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let bus = Bus::open("doc-bus")?;
+/// let mut server = bus.server::<Double>()?;
+/// let serving = std::thread::spawn(move || -> Result<(), shmbus::SendError> {
+///     while let Ok(Some(call)) = server.next() {
+///         let number = call.number.to_native() * 2;
+///         call.reply(&Doubled { number })?;
+///     }
+///     Ok(())
+/// });
+///
+/// let client = bus.client::<Double>()?;
+/// let reply = client.call(&Double { number: 21 })?;
+/// assert_eq!(reply.number, 42);
+///
+/// drop(reply);
+/// bus.close();
+/// serving.join().expect("the server does not panic")?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Bus {
+    shared: Arc<Shared>,
+}
+
+impl Bus {
+    fn start(reach: Reach, config: Config) -> Result<Bus, OpenError> {
+        let node = Node::start(reach, config)?;
+        Ok(Bus {
+            shared: Arc::new(Shared { node }),
+        })
+    }
+
+    /// Opens the bus of this name, whoever else has it open.
+    ///
+    /// Its names live in a private directory of the user's: `$XDG_RUNTIME_DIR/shmbus/<name>`, or
+    /// `shmbus-<uid>/<name>` under the temporary directory where that variable is not set.
+    ///
+    /// # Errors
+    ///
+    /// - [`OpenError::Name`]: empty, over 100 bytes, or with a slash or a zero byte.
+    /// - [`OpenError::Directory`]: the directory belongs to another user, or is open to others.
+    /// - [`OpenError::System`]: the system refused something.
+    pub fn open(name: &str) -> Result<Bus, OpenError> {
+        Config::default().open(name)
+    }
+
+    /// Starts a child process that inherits one end of a link, and returns the other end as a bus.
+    ///
+    /// There is no name and no path: it works in a sandbox, and leaves nothing behind. The child
+    /// calls [`Bus::from_parent`].
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError::System`] where the program cannot be started.
+    pub fn spawn(command: Command) -> Result<(Bus, Child), OpenError> {
+        Config::default().spawn(command)
+    }
+
+    /// Takes the link to the process that started this one with [`Bus::spawn`].
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError::NoParent`] where there is none, or it was taken before.
+    pub fn from_parent() -> Result<Bus, OpenError> {
+        Config::default().from_parent()
+    }
+
+    /// Offers the service of the request `R`. Exactly one process of a bus does at a time.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError::Taken`], which names the process that offers it.
+    pub fn server<R: ShmRequest>(&self) -> Result<Server<R>, ConnectError> {
+        Server::offer(&self.shared)
+    }
+
+    /// Connects to the service of the request `R`.
+    ///
+    /// # Errors
+    ///
+    /// - [`ConnectError::NoServer`], at once, where nobody offers it.
+    /// - [`ConnectError::Layout`] where the server's types differ; each difference is named.
+    pub fn client<R: ShmRequest>(&self) -> Result<Client<R>, ConnectError> {
+        Client::connect(&self.shared, None)
+    }
+
+    /// As [`client`](Self::client), waiting at most so long for somebody to offer the service.
+    ///
+    /// # Errors
+    ///
+    /// As [`client`](Self::client).
+    pub fn client_timeout<R: ShmRequest>(
+        &self,
+        timeout: Duration,
+    ) -> Result<Client<R>, ConnectError> {
+        Client::connect(&self.shared, Instant::now().checked_add(timeout))
+    }
+
+    /// Receives messages of type `T` under a name. Exactly one process of a bus does at a time.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError::Taken`], which names the process that does.
+    pub fn receiver<T: ShmMessage>(&self, name: &str) -> Result<Receiver<T>, ConnectError> {
+        Receiver::offer(&self.shared, name)
+    }
+
+    /// Connects to the receiver of this name.
+    ///
+    /// # Errors
+    ///
+    /// As [`client`](Self::client).
+    pub fn sender<T: ShmMessage>(&self, name: &str) -> Result<Sender<T>, ConnectError> {
+        Sender::connect(&self.shared, name, None)
+    }
+
+    /// As [`sender`](Self::sender), waiting at most so long for somebody to receive.
+    ///
+    /// # Errors
+    ///
+    /// As [`client`](Self::client).
+    pub fn sender_timeout<T: ShmMessage>(
+        &self,
+        name: &str,
+        timeout: Duration,
+    ) -> Result<Sender<T>, ConnectError> {
+        Sender::connect(&self.shared, name, Instant::now().checked_add(timeout))
+    }
+
+    /// Has every server and receiver of this bus end, once it has taken what came before.
+    pub fn close(&self) {
+        self.shared.node.end_ports();
+    }
+
+    /// What went wrong with peers since the last call: refused layouts, broken protocol.
+    ///
+    /// At most 256 are kept; the last one says if there were more.
+    pub fn take_incidents(&self) -> Vec<Incident> {
+        self.shared.node.take_incidents()
+    }
+
+    /// The bytes of shared memory that this bus has taken, and those of them in use.
+    pub fn memory(&self) -> (u64, u64) {
+        self.shared.node.arena().usage()
+    }
+}

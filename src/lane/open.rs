@@ -1,0 +1,186 @@
+//! Making the two ends of a lane: what each side contributes, and how they are joined.
+//!
+//! Unsafe code is needed to lay the shared structures over places that were checked.
+#![allow(unsafe_code)]
+
+use std::sync::Arc;
+
+use super::outbox::{DoorBit, OutboxParts};
+use super::{FIRST_CELLS, Inbox, Outbox};
+use crate::error::{Fault, MemoryError};
+use crate::link::node::Node;
+use crate::link::wire::{End, SendingEnd};
+use crate::link::{Line, Link};
+use crate::memory::arena::Block;
+use crate::memory::layout::{Bell, CELL, Cell, Doorbell, ReceiverBlock, SegmentRef, SenderBlock};
+use crate::memory::ring::HandBack;
+use crate::memory::shared::{Place, Shared};
+use crate::message::ShmMessage;
+use crate::sync::Ordering;
+use crate::wait::{Ringer, Sleeper};
+
+const SENDING: usize = size_of::<SenderBlock>() + FIRST_CELLS * CELL;
+
+/// Our side of a lane pair, before the other is known.
+pub(crate) struct Near {
+    sends: Option<(Shared<SenderBlock>, Shared<[Cell]>)>,
+    receives: Option<Shared<ReceiverBlock>>,
+    door: Option<DoorBit>,
+    sleeper: Arc<Sleeper>,
+}
+
+/// What a side contributes, and how it says so.
+pub(crate) struct Offered {
+    pub(crate) near: Near,
+    pub(crate) end: End,
+}
+
+/// Makes our side of a lane pair: a sending end, a receiving end, or both. With a `door`, this
+/// side's messages are announced at the doorbell of the peer's port of that name.
+pub(crate) fn offer_end(
+    node: &Node,
+    link: &Link,
+    (sleeper, bell): (&Arc<Sleeper>, SegmentRef),
+    (sends, receives): (bool, bool),
+    door: Option<&str>,
+) -> Result<Offered, MemoryError> {
+    let mut places = vec![bell];
+    let mut end = End {
+        sends: None,
+        receives: None,
+        bell: (bell.into(), sleeper.id()),
+        door: None,
+    };
+    let mut near = Near {
+        sends: None,
+        receives: None,
+        door: None,
+        sleeper: sleeper.clone(),
+    };
+    if sends {
+        let block = Arc::new(node.arena().allocate(SENDING as u64)?);
+        let at = block.reference(0, SENDING);
+        end.sends = Some(SendingEnd { cells: at.into() });
+        places.push(at);
+        near.sends = Some(lay_sending(block));
+    }
+    if receives {
+        let block = Arc::new(node.arena().allocate(size_of::<ReceiverBlock>() as u64)?);
+        let at = block.reference(0, size_of::<ReceiverBlock>());
+        end.receives = Some(at.into());
+        places.push(at);
+        near.receives = Some(Shared::own(block));
+    }
+    if let Some(name) = door {
+        let (bell, at, bit) = link.take_bit(node, name)?;
+        // Relaxed: nobody else flips this bit, and its last flip was in this process.
+        let word = bell.ready[usize::from(bit) / 64].load(Ordering::Relaxed);
+        end.door = Some((at.into(), bit, word >> (bit % 64) & 1 == 1));
+        places.push(at);
+        near.door = Some(DoorBit { bell, at, bit });
+    }
+    for at in places {
+        if let Some(segment) = node.arena().segment(at.segment) {
+            // A link that cannot be told anything is given up; whoever waits on it learns that.
+            let _ = link.announce(&segment);
+        }
+    }
+    Ok(Offered { near, end })
+}
+
+fn lay_sending(block: Arc<Block>) -> (Shared<SenderBlock>, Shared<[Cell]>) {
+    let cells = Shared::own_slice(block.clone(), size_of::<SenderBlock>(), FIRST_CELLS);
+    (Shared::own(block), cells)
+}
+
+/// Joins our side with the peer's, whose every reference is checked first.
+///
+/// `S` is what we send and `R` what we receive.
+pub(crate) fn complete<R: ShmMessage>(
+    node: &Arc<Node>,
+    link: &Arc<Link>,
+    line: &Arc<Line>,
+    near: Near,
+    their: &End,
+    grows_when_full: bool,
+) -> Result<(Option<Outbox>, Option<Inbox>), Fault> {
+    let unpaired = Fault::Control {
+        what: "a lane with one end",
+    };
+    if near.sends.is_some() != their.receives.is_some()
+        || near.receives.is_some() != their.sends.is_some()
+    {
+        return Err(unpaired);
+    }
+    let ringer = || -> Result<Ringer, Fault> {
+        let bell = lay::<Bell>(link, their.bell.0.into())?;
+        Ok(Ringer::new(bell, their.bell.1, link.clone()))
+    };
+    let inbox = match (near.receives, their.sends) {
+        (Some(block), Some(sending)) => {
+            let (sender, cells) = lay_their_sending(link, sending.cells.into())?;
+            let back = HandBack::new(block, sender, ringer()?, node.origin());
+            Some(Inbox::new::<R>(cells, back, link.clone(), line.clone()))
+        }
+        _ => None,
+    };
+    let outbox = match (near.sends, their.receives) {
+        (Some((block, cells)), Some(receives)) => Some(Outbox::new(OutboxParts {
+            node: node.clone(),
+            link: link.clone(),
+            line: line.clone(),
+            block,
+            cells,
+            receiver: lay(link, receives.into())?,
+            ringer: ringer()?,
+            door: near.door,
+            sleeper: near.sleeper,
+            grows_when_full,
+        })),
+        _ => None,
+    };
+    Ok((outbox, inbox))
+}
+
+/// Lays a structure over a place of the peer's.
+pub(crate) fn lay<T: Place>(link: &Link, at: SegmentRef) -> Result<Shared<T>, Fault> {
+    if at.len != size_of::<T>() as u64 {
+        return Err(Fault::Control {
+            what: "a structure of another size",
+        });
+    }
+    let (segment, place) = link.resolve(at, align_of::<T>() as u64)?;
+    // SAFETY: 1. the place was resolved for the size and the alignment of `T`.
+    Ok(unsafe { Shared::peer(segment, place) })
+}
+
+/// Lays a doorbell over a place of the peer's.
+pub(crate) fn lay_door(link: &Link, at: SegmentRef) -> Result<Shared<Doorbell>, Fault> {
+    lay(link, at)
+}
+
+fn lay_their_sending(
+    link: &Link,
+    at: SegmentRef,
+) -> Result<(Shared<SenderBlock>, Shared<[Cell]>), Fault> {
+    if at.len != SENDING as u64 {
+        return Err(Fault::Control {
+            what: "a lane of another size",
+        });
+    }
+    let block = SegmentRef {
+        len: size_of::<SenderBlock>() as u64,
+        ..at
+    };
+    let offset = at.offset.saturating_add(block.len);
+    let cells = SegmentRef {
+        offset,
+        len: at.len - block.len,
+        ..at
+    };
+    let sender = lay(link, block)?;
+    let (segment, place) = link.resolve(cells, CELL as u64)?;
+    // SAFETY: 1. the range was resolved for `FIRST_CELLS` cells on their alignment.
+    let cells = unsafe { Shared::<[Cell]>::peer_slice(segment, place, FIRST_CELLS) };
+    Ok((sender, cells))
+}

@@ -1,0 +1,551 @@
+//! The sending end of a lane.
+//!
+//! Unsafe code is needed to archive into shared memory.
+#![allow(unsafe_code)]
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytemuck::{Pod, bytes_of};
+
+use super::{Bulk, MOST_INLINE};
+use crate::error::{MemoryError, SendError};
+use crate::link::node::Node;
+use crate::link::{Line, Link};
+use crate::memory::arena::Block;
+use crate::memory::layout::{
+    CELL, Cell, Doorbell, HEADER, Kind, MOST_CELLS, ReceiverBlock, SegmentRef, SenderBlock,
+    cells_for,
+};
+use crate::memory::loan::{BEFORE, loan_len};
+use crate::memory::ring::{NoRoom, Producer, Space};
+use crate::memory::shared::Shared;
+use crate::message::{ShmMessage, SlotWriter, Wanted, encode, layout_of};
+use crate::sync::{Ordering, fence, heavy_barrier, light_barrier};
+use crate::sys::fork::Origin;
+use crate::wait::{Patience, Ringer, Sleeper, Step, Wait};
+
+const REFERENCE: usize = size_of::<SegmentRef>();
+
+/// A doorbell at the receiving port, and our bit in it.
+pub(crate) struct DoorBit {
+    pub(crate) bell: Shared<Doorbell>,
+    pub(crate) at: SegmentRef,
+    pub(crate) bit: u16,
+}
+
+/// What an outbox is made of.
+pub(crate) struct OutboxParts {
+    pub(crate) node: Arc<Node>,
+    pub(crate) link: Arc<Link>,
+    pub(crate) line: Arc<Line>,
+    pub(crate) block: Shared<SenderBlock>,
+    pub(crate) cells: Shared<[Cell]>,
+    pub(crate) receiver: Shared<ReceiverBlock>,
+    pub(crate) ringer: Ringer,
+    pub(crate) door: Option<DoorBit>,
+    pub(crate) sleeper: Arc<Sleeper>,
+    /// Whether a full ring can only mean that views are held, so that it should grow.
+    pub(crate) grows_when_full: bool,
+}
+
+/// See the module.
+pub(crate) struct Outbox {
+    parts: OutboxParts,
+    ring: Producer,
+    origin: Origin,
+    asymmetric: bool,
+    /// The number of the last ring that was asked for and given.
+    rung: u64,
+    /// Segments of ours that the peer has, as far as this lane knows.
+    known: Vec<u32>,
+    /// Whether the last message went through the slab: then the next one likely does.
+    was_large: bool,
+    most: usize,
+}
+
+/// Why a message was not sent at once.
+enum Stop {
+    /// Room was made: try again at once.
+    Again,
+    /// Room will come when the receiver hands back.
+    Wait,
+    Never(SendError),
+}
+
+impl From<NoRoom> for Stop {
+    fn from(_: NoRoom) -> Stop {
+        Stop::Wait
+    }
+}
+
+impl From<SendError> for Stop {
+    fn from(error: SendError) -> Stop {
+        Stop::Never(error)
+    }
+}
+
+impl Outbox {
+    pub(crate) fn new(parts: OutboxParts) -> Outbox {
+        Outbox {
+            ring: Producer::new(parts.cells.clone(), parts.receiver.clone()),
+            origin: parts.node.origin(),
+            asymmetric: parts.link.is_asymmetric(),
+            rung: 0,
+            known: Vec::new(),
+            was_large: false,
+            most: parts.node.config().max_message,
+            parts,
+        }
+    }
+
+    pub(crate) fn link(&self) -> &Arc<Link> {
+        &self.parts.link
+    }
+
+    pub(crate) fn line(&self) -> &Line {
+        &self.parts.line
+    }
+
+    /// Archives a value where the receiver will borrow it, and publishes it.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError::Full`] where room will come when the receiver hands back; the others for good.
+    #[inline]
+    pub(crate) fn try_send<T: ShmMessage>(&mut self, value: &T, tag: u16) -> Result<(), SendError> {
+        loop {
+            match self.send_now(value, tag) {
+                Ok(()) => return Ok(()),
+                Err(Stop::Again) => {}
+                Err(Stop::Wait) => return Err(SendError::Full),
+                Err(Stop::Never(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// As [`try_send`](Self::try_send), waiting for room until the deadline, or for ever.
+    #[inline]
+    pub(crate) fn send<T: ShmMessage>(
+        &mut self,
+        value: &T,
+        tag: u16,
+        wait: Wait,
+        deadline: Option<Instant>,
+    ) -> Result<(), SendError> {
+        loop {
+            match self.send_now(value, tag) {
+                Ok(()) => return Ok(()),
+                Err(Stop::Again) => {}
+                Err(Stop::Wait) => self.wait_for_room(wait, deadline)?,
+                Err(Stop::Never(error)) => return Err(error),
+            }
+        }
+    }
+
+    #[inline]
+    fn send_now<T: ShmMessage>(&mut self, value: &T, tag: u16) -> Result<(), Stop> {
+        if self.origin.is_forked() {
+            return Err(Stop::Never(SendError::Forked));
+        }
+        if self.parts.line.is_closed() {
+            return Err(Stop::Never(self.closed()));
+        }
+        let start = layout_of::<T>().align;
+        if self.was_large {
+            if let Some(sent) = self.send_large_again(value, tag)? {
+                return Ok(sent);
+            }
+        }
+        let space = self.ring.here(MOST_INLINE / CELL);
+        let mut writer = encode_at(
+            value,
+            space.start(),
+            start,
+            space.bytes().saturating_sub(start),
+        )?;
+        let needed = writer.needed();
+        if !writer.overflowed() && space.bytes() >= start {
+            return self.publish_inline(&space, start, needed, tag);
+        }
+        self.send_elsewhere(value, start, needed, writer.take_wanted(), tag)
+    }
+
+    #[inline]
+    fn publish_inline(
+        &mut self,
+        space: &Space,
+        start: usize,
+        len: usize,
+        tag: u16,
+    ) -> Result<(), Stop> {
+        let record = (Kind::Inline, len as u16, tag);
+        let cells = cells_for(start, len);
+        if self.ring.publish(space, record, cells, None).is_err() {
+            self.collect()?;
+            // The cells that were written are still free, and what was written still stands.
+            if self.ring.publish(space, record, cells, None).is_err() {
+                return self.full();
+            }
+        }
+        self.signal();
+        Ok(())
+    }
+
+    /// The ring has not a single free cell.
+    #[cold]
+    fn full(&mut self) -> Result<(), Stop> {
+        // The reserved cell is the last one: it can say where more cells are.
+        if self.parts.grows_when_full && self.grow(self.ring.cells())? {
+            return Err(Stop::Again);
+        }
+        Err(Stop::Wait)
+    }
+
+    /// The message did not fit behind the reserved cell.
+    #[cold]
+    fn send_elsewhere<T: ShmMessage>(
+        &mut self,
+        value: &T,
+        start: usize,
+        needed: usize,
+        wanted: Option<Wanted>,
+        tag: u16,
+    ) -> Result<(), Stop> {
+        self.check_size(needed)?;
+        self.collect()?;
+        if needed > MOST_INLINE || wanted.is_some() {
+            return self.send_large(value, needed, wanted, tag);
+        }
+        let cells = cells_for(start, needed);
+        if cells * 4 > self.ring.longest_row() {
+            self.grow((cells * 4).next_multiple_of(64))?;
+        }
+        // Behind the reserved cell there may be room now: a jump is only needed where not.
+        let here = self.ring.here(cells);
+        let space = if here.bytes() >= cells * CELL {
+            Ok(here)
+        } else {
+            self.ring.elsewhere(cells)
+        };
+        let Ok(space) = space else {
+            return self.send_large(value, needed, None, tag);
+        };
+        let writer = encode_at(value, space.start(), start, space.bytes() - start)?;
+        debug_assert!(!writer.overflowed());
+        self.ring
+            .publish(&space, (Kind::Inline, needed as u16, tag), cells, None)?;
+        self.was_large = false;
+        self.signal();
+        Ok(())
+    }
+
+    /// Archives into a block of the slab: `needed` bytes, or around the elements of a loan.
+    fn send_large<T: ShmMessage>(
+        &mut self,
+        value: &T,
+        needed: usize,
+        wanted: Option<Wanted>,
+        tag: u16,
+    ) -> Result<(), Stop> {
+        if let Some(wanted) = wanted.filter(|w| w.loan.claim()) {
+            let sent = self.send_around(value, &wanted, tag);
+            if !matches!(sent, Ok(true)) {
+                wanted.loan.unclaim();
+            }
+            if sent? {
+                return Ok(());
+            }
+            // No room around the loan: then its elements are copied like any others.
+        }
+        let block = match self.ring.take_returned(needed) {
+            Some(block) => block,
+            None => match self.parts.node.arena().allocate(needed as u64) {
+                Ok(block) => Arc::new(block),
+                Err(MemoryError::Limit { .. }) if self.ring.has_lent() => {
+                    self.ring.drop_returned();
+                    return Err(Stop::Wait);
+                }
+                Err(error) => return Err(Stop::Never(error.into())),
+            },
+        };
+        // SAFETY: 1. the block is ours alone: it was just cut, or came back from its last receiver.
+        let mut writer = unsafe { SlotWriter::new(block.start().as_ptr(), block.len()) };
+        encode(value, &mut writer).map_err(encode_error)?;
+        debug_assert!(
+            !writer.overflowed(),
+            "a block of the exact size is large enough"
+        );
+        let reference = block.reference(0, writer.needed());
+        self.publish_block(block, reference, tag)?;
+        self.was_large = true;
+        Ok(())
+    }
+
+    /// Archives a message around the elements of a loan; false where it needs more room.
+    fn send_around<T: ShmMessage>(
+        &mut self,
+        value: &T,
+        wanted: &Wanted,
+        tag: u16,
+    ) -> Result<bool, Stop> {
+        // What comes before the elements is archived right before them, on a cache line.
+        let before = wanted.before.next_multiple_of(CELL);
+        if before > BEFORE {
+            return Ok(false);
+        }
+        let block = wanted.loan.block();
+        let offset = BEFORE - before;
+        // SAFETY: the offset lies in the block, which is larger than the room before its elements.
+        let base = unsafe { block.start().add(offset) };
+        // SAFETY: 1. the block is ours: it was cut for this loan, which this message has claimed.
+        let mut writer = unsafe { SlotWriter::new(base.as_ptr(), block.len() - offset) };
+        writer.leave_out(&wanted.loan, before);
+        encode(value, &mut writer).map_err(encode_error)?;
+        if writer.overflowed() {
+            return Ok(false);
+        }
+        self.check_size(writer.needed())?;
+        let reference = block.reference(offset, writer.needed());
+        self.publish_block(block.clone(), reference, tag)?;
+        Ok(true)
+    }
+
+    /// A message that follows a large one: likely a block that came back fits, and no size has to
+    /// be known first.
+    fn send_large_again<T: ShmMessage>(&mut self, value: &T, tag: u16) -> Result<Option<()>, Stop> {
+        self.was_large = false;
+        self.collect()?;
+        let Some(block) = self.ring.take_returned(MOST_INLINE) else {
+            return Ok(None);
+        };
+        let start = block.start();
+        // SAFETY: 1. the block is ours alone: nobody else holds it, and no record refers to it.
+        let mut writer = unsafe { SlotWriter::new(start.as_ptr(), block.len()) };
+        encode(value, &mut writer).map_err(encode_error)?;
+        if writer.overflowed() || writer.needed() <= MOST_INLINE || writer.take_wanted().is_some() {
+            self.ring.keep_returned(block);
+            return Ok(None);
+        }
+        self.check_size(writer.needed())?;
+        let reference = block.reference(0, writer.needed());
+        self.publish_block(block, reference, tag)?;
+        self.was_large = true;
+        Ok(Some(()))
+    }
+
+    fn publish_block(
+        &mut self,
+        block: Arc<Block>,
+        reference: SegmentRef,
+        tag: u16,
+    ) -> Result<(), Stop> {
+        self.announce(&block)?;
+        let space = self.ring.here(1);
+        write_behind_header(&space, bytes_of(&reference));
+        let record = (Kind::Block, REFERENCE as u16, tag);
+        let mut sent = self.ring.publish(&space, record, 1, Some(block.clone()));
+        if sent.is_err() && self.collect()? {
+            sent = self.ring.publish(&space, record, 1, Some(block.clone()));
+        }
+        if sent.is_err() {
+            self.ring.keep_returned(block);
+            return self.full();
+        }
+        self.signal();
+        Ok(())
+    }
+
+    /// Says that no message comes for this tag.
+    pub(crate) fn fail(&mut self, tag: u16, why: u8) -> Result<(), SendError> {
+        self.collect()?;
+        let space = self.ring.here(1);
+        write_behind_header(&space, &[why]);
+        if self
+            .ring
+            .publish(&space, (Kind::Failed, 1, tag), 1, None)
+            .is_err()
+        {
+            return Err(SendError::Full);
+        }
+        self.signal();
+        Ok(())
+    }
+
+    /// Adds cells to the lane; false where it has all that it may have.
+    fn grow(&mut self, cells: usize) -> Result<bool, SendError> {
+        let cells = cells.min(MOST_CELLS - self.ring.cells());
+        if cells == 0 {
+            return Ok(false);
+        }
+        let bytes = cells * CELL;
+        let block = Arc::new(self.parts.node.arena().allocate(bytes as u64)?);
+        self.announce(&block)?;
+        let space = self.ring.here(1);
+        write_behind_header(&space, bytes_of(&block.reference(0, bytes)));
+        self.ring
+            .extend(Shared::own_slice(block, 0, cells), REFERENCE as u16);
+        self.signal();
+        Ok(true)
+    }
+
+    fn announce(&mut self, block: &Block) -> Result<(), SendError> {
+        let segment = block.segment();
+        if !self.known.contains(&segment.id()) {
+            self.parts
+                .link
+                .announce(segment)
+                .map_err(|_| self.closed())?;
+            if self.known.len() == 16 {
+                self.known.remove(0);
+            }
+            self.known.push(segment.id());
+        }
+        Ok(())
+    }
+
+    fn check_size(&self, bytes: usize) -> Result<(), SendError> {
+        if bytes > self.most {
+            return Err(SendError::TooLarge {
+                bytes,
+                most: self.most,
+            });
+        }
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<bool, SendError> {
+        self.ring.collect().map_err(|fault| {
+            self.parts.link.die(Some(fault));
+            self.closed()
+        })
+    }
+
+    #[cold]
+    fn closed(&self) -> SendError {
+        SendError::Closed {
+            pid: self.parts.link.pid(),
+            fault: self.parts.link.fault(),
+        }
+    }
+
+    /// Rings the receiver, if it asked for that.
+    #[inline(always)]
+    fn signal(&mut self) {
+        // SYNC(attend): pairs with the heavy barrier of whoever arms the lane.
+        light_barrier(self.asymmetric);
+        // Relaxed: the barrier orders it behind the publication.
+        if self.parts.receiver.attend.load(Ordering::Relaxed) % 2 == 1 {
+            self.ring();
+        }
+    }
+
+    #[cold]
+    fn ring(&mut self) {
+        // SYNC(attend): a full barrier, so that going from one number to the next needs no other.
+        fence(Ordering::SeqCst);
+        let asked = self.parts.receiver.attend.load(Ordering::Relaxed);
+        if asked % 2 == 0 || asked == self.rung {
+            return;
+        }
+        self.rung = asked;
+        if let Some(door) = &self.parts.door {
+            let (word, bit) = (usize::from(door.bit) / 64, 1u64 << (door.bit % 64));
+            // SYNC(door): Release, in this order; pairs with Acquire in `Hub::look_at_doors`.
+            door.bell.ready[word].fetch_xor(bit, Ordering::Release);
+            door.bell.rings.fetch_add(1, Ordering::Release);
+        }
+        // The barrier that `Ringer::ring` asks for: step (b) of `wait`.
+        fence(Ordering::SeqCst);
+        self.parts.ringer.ring();
+    }
+
+    /// Waits until the receiver hands something back.
+    #[cold]
+    fn wait_for_room(&mut self, wait: Wait, deadline: Option<Instant>) -> Result<(), SendError> {
+        let mut patience = Patience::new(wait, deadline);
+        loop {
+            if self.collect()? {
+                return Ok(());
+            }
+            if self.parts.line.is_closed() {
+                return Err(self.closed());
+            }
+            match patience.step() {
+                Step::Again => {}
+                Step::TimeUp => return Err(SendError::Full),
+                Step::Sleep(timeout) => {
+                    let block = self.parts.block.clone();
+                    let starving = &block.starving;
+                    // Relaxed: our own word; the barrier below orders it before our look.
+                    let number = starving.load(Ordering::Relaxed) | 1;
+                    starving.store(number, Ordering::Relaxed);
+                    let odd = self.parts.sleeper.prepare();
+                    // SYNC(starving): pairs with the fence in `HandBack::flip`.
+                    heavy_barrier(false);
+                    if !self.collect()? && !self.parts.line.is_closed() {
+                        self.parts.sleeper.sleep(odd, timeout);
+                        self.parts.sleeper.awake(odd);
+                        starving.store(number.wrapping_add(1), Ordering::Relaxed);
+                        continue;
+                    }
+                    self.parts.sleeper.awake(odd);
+                    starving.store(number.wrapping_add(1), Ordering::Relaxed);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Memory of our own to fill in place, with room for its message around it.
+    pub(crate) fn loan<T: Pod>(&mut self, len: usize) -> Result<Bulk<T>, SendError> {
+        let bytes = len.saturating_mul(size_of::<T>());
+        self.check_size(bytes)?;
+        self.collect()?;
+        let room = loan_len(bytes);
+        let block = match self.ring.take_returned(room) {
+            Some(block) => block,
+            None => Arc::new(self.parts.node.arena().allocate(room as u64)?),
+        };
+        Ok(Bulk::lend(block, len))
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        if let Some(door) = &self.parts.door {
+            self.parts.link.free_bit(door.at, door.bit);
+        }
+    }
+}
+
+fn encode_error(error: crate::message::EncodeError) -> SendError {
+    SendError::Encode {
+        what: error.to_string(),
+    }
+}
+
+/// Archives at `offset` bytes behind a place that has `capacity` bytes there.
+#[inline]
+fn encode_at<T: ShmMessage>(
+    value: &T,
+    place: NonNull<u8>,
+    offset: usize,
+    capacity: usize,
+) -> Result<SlotWriter, Stop> {
+    let base = place.as_ptr().wrapping_add(offset);
+    // SAFETY: 1. the bytes lie in free cells of ours, which nobody reads.
+    let mut writer = unsafe { SlotWriter::new(base, capacity) };
+    encode(value, &mut writer).map_err(encode_error)?;
+    Ok(writer)
+}
+
+/// Writes behind the header of a record that is not published yet.
+fn write_behind_header(space: &Space, bytes: &[u8]) {
+    assert!(HEADER + bytes.len() <= space.bytes());
+    // SAFETY: the space has room for a header and these bytes.
+    let to = unsafe { space.start().add(HEADER) };
+    // SAFETY: the cells are free and ours, and do not overlap what is written.
+    unsafe { to.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
+}

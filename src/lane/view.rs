@@ -1,0 +1,211 @@
+//! A message, borrowed where its sender wrote it.
+//!
+//! Unsafe code is needed to hold a borrow beside what keeps its memory.
+#![allow(unsafe_code)]
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::mem::ManuallyDrop;
+use std::ops::Deref;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use rkyv::util::AlignedVec;
+
+use super::inbox::Body;
+use super::{Inbox, Message};
+use crate::memory::ring::HandBack;
+use crate::memory::segment::PeerSegment;
+use crate::message::{CodecError, ShmMessage, to_owned};
+
+/// A record that is held: handed back when dropped.
+pub(crate) struct Held<'a> {
+    inbox: &'a RefCell<Inbox>,
+    /// How many cells of that inbox are held.
+    count: &'a Cell<usize>,
+    cell: usize,
+    cells: usize,
+    body: Body,
+}
+
+impl<'a> Held<'a> {
+    pub(crate) fn new(inbox: &'a RefCell<Inbox>, count: &'a Cell<usize>, message: Message) -> Self {
+        count.set(count.get() + message.cells);
+        let Message {
+            cell, cells, body, ..
+        } = message;
+        Held {
+            inbox,
+            count,
+            cell,
+            cells,
+            body,
+        }
+    }
+
+    /// The archived value, which was validated.
+    ///
+    /// # Safety
+    ///
+    /// 1. `archived` is what [`Inbox::validate`] returned for this message.
+    #[inline]
+    pub(crate) unsafe fn view<T: ShmMessage>(self, archived: NonNull<T::Archived>) -> View<'a, T> {
+        // SAFETY: it was validated, 1. `self` goes into the view beside the borrow, and hands the
+        // record back when the view is dropped; its body keeps a block's segment mapped, and the
+        // inbox, borrowed for `'a`, that of the lane.
+        View {
+            archived: unsafe { archived.as_ref() },
+            held: self,
+        }
+    }
+}
+
+impl Drop for Held<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.count.set(self.count.get() - self.cells);
+        // A block is worth handing back at once: it is large, and warm in the caches.
+        let at_once = matches!(self.body, Body::Block(..));
+        self.inbox.borrow_mut().hand_back(self.cell, at_once);
+    }
+}
+
+/// A received message, borrowed where its sender archived it.
+///
+/// Dereferences to the archived type. It was validated once, when it was received. Dropping it
+/// hands its memory back to the sender; views may be dropped in any order. A view borrows from the
+/// port that received it, which costs nothing: [`keep`](Self::keep) one that must live longer or
+/// go to another thread.
+pub struct View<'a, T: ShmMessage> {
+    archived: &'a T::Archived,
+    held: Held<'a>,
+}
+
+impl<T: ShmMessage> View<'_, T> {
+    /// Makes the owned value, copying what it needs.
+    ///
+    /// # Errors
+    ///
+    /// Where a custom `rkyv(with)` wrapper of one of its fields refuses the archived value.
+    pub fn to_value(&self) -> Result<T, CodecError> {
+        to_owned::<T>(self.archived)
+    }
+
+    /// Keeps the message beyond its port, its link and its peer, on any thread.
+    ///
+    /// A message in the sender's slab stays where it is, and keeps that memory of the sender's. A
+    /// small one lies in the lane itself, which must go on: it is copied out, 8 KiB at most.
+    pub fn keep(self) -> Kept<T> {
+        let archived = NonNull::from(self.archived);
+        let held = ManuallyDrop::new(self.held);
+        held.count.set(held.count.get() - held.cells);
+        // SAFETY: `held` is never used or dropped again, so the body has one owner.
+        let body = unsafe { std::ptr::read(&held.body) };
+        match body {
+            Body::Block(_, segment) => {
+                let back = held.inbox.borrow().back().clone();
+                back.keep();
+                Kept {
+                    archived,
+                    _store: Store::Lent {
+                        back,
+                        cell: held.cell,
+                        _segment: segment,
+                    },
+                }
+            }
+            Body::Inline(bytes) => {
+                let mut copy = AlignedVec::<64>::with_capacity(bytes.len());
+                // SAFETY: the record is still held, and its range was checked.
+                copy.extend_from_slice(unsafe { bytes.as_ref() });
+                let offset = archived.addr().get() - bytes.cast::<u8>().addr().get();
+                // SAFETY: the root lies so many bytes behind the start, in the copy as in the
+                // original; relative pointers and alignment are the same in both.
+                let root = unsafe { copy.as_mut_ptr().add(offset) };
+                held.inbox.borrow_mut().hand_back(held.cell, false);
+                // SAFETY: a pointer into a vector, or just behind an empty one, is not null.
+                let archived = unsafe { NonNull::new_unchecked(root) }.cast();
+                Kept {
+                    archived,
+                    _store: Store::Copied(copy),
+                }
+            }
+            Body::Failed(_) => unreachable!("a view is never made of a failure"),
+        }
+    }
+}
+
+impl<T: ShmMessage> Deref for View<'_, T> {
+    type Target = T::Archived;
+
+    #[inline]
+    fn deref(&self) -> &T::Archived {
+        self.archived
+    }
+}
+
+impl<T: ShmMessage<Archived: fmt::Debug>> fmt::Debug for View<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.archived.fmt(f)
+    }
+}
+
+#[allow(dead_code)] // held for their drop
+enum Store {
+    Lent {
+        back: Arc<HandBack>,
+        cell: usize,
+        _segment: Arc<PeerSegment>,
+    },
+    Copied(AlignedVec<64>),
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        if let Store::Lent { back, cell, .. } = self {
+            back.release_kept(*cell);
+        }
+    }
+}
+
+/// A message that was kept: outlives its port, its link and its peer, and goes to any thread.
+///
+/// Dereferences to the archived type, like the [`View`] it came from. What it keeps of the
+/// sender's slab is the sender's to use again once it is dropped.
+pub struct Kept<T: ShmMessage> {
+    archived: NonNull<T::Archived>,
+    _store: Store,
+}
+
+// SAFETY: a `Kept` is a shared reference to the archived value and what keeps its memory, which is
+// itself `Send` and `Sync`.
+unsafe impl<T: ShmMessage<Archived: Sync>> Send for Kept<T> {}
+// SAFETY: as above.
+unsafe impl<T: ShmMessage<Archived: Sync>> Sync for Kept<T> {}
+
+impl<T: ShmMessage> Kept<T> {
+    /// Makes the owned value, copying what it needs.
+    ///
+    /// # Errors
+    ///
+    /// As [`View::to_value`].
+    pub fn to_value(&self) -> Result<T, CodecError> {
+        to_owned::<T>(self)
+    }
+}
+
+impl<T: ShmMessage> Deref for Kept<T> {
+    type Target = T::Archived;
+
+    #[inline]
+    fn deref(&self) -> &T::Archived {
+        // SAFETY: the store keeps the memory, and the record is not handed back before it.
+        unsafe { self.archived.as_ref() }
+    }
+}
+
+impl<T: ShmMessage<Archived: fmt::Debug>> fmt::Debug for Kept<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}

@@ -1,0 +1,467 @@
+//! What one open bus has: its arena, its links, its ports, and its quiet thread.
+//!
+//! The quiet thread sleeps until a link has something to say, somebody connects, or the bus is
+//! dropped. It makes and ends links and lanes. No message goes through it, and nothing on the
+//! path of a message waits for it.
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::place::{Claim, Owned, Owner, Place};
+use super::wire::{Control, End, Schemas, Types};
+use super::{Answer, HANDSHAKE, LaneId, Link, lock};
+use crate::Config;
+use crate::error::{ConnectError, Fault, MemoryError, OpenError};
+use crate::memory::arena::{Arena, Limits};
+use crate::memory::layout::{Bell, SegmentRef};
+use crate::memory::shared::Shared;
+use crate::sync::{AtomicBool, AtomicU64, Ordering};
+use crate::sys::fork::Origin;
+use crate::sys::poll::{Epoll, Event};
+use crate::sys::socket::{Listener, Socket};
+use crate::sys::user_id;
+use crate::wait::Sleeper;
+
+/// Something of this process that peers open lanes to.
+pub(crate) trait Port: Send + Sync {
+    /// Opens a lane for a peer, or says why not.
+    fn accept(
+        &self,
+        node: &Arc<Node>,
+        link: &Arc<Link>,
+        id: LaneId,
+        types: Types,
+        end: End,
+    ) -> Result<Answer, Fault>;
+
+    /// What a peer whose layout is another would have sent.
+    fn differs(&self, pid: u32, schemas: &Schemas) -> String;
+
+    /// No more peers will come: what was sent is still to be received.
+    fn end(&self);
+}
+
+/// Something that went wrong with a peer and did not concern anybody else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Incident {
+    /// The process at the other end.
+    pub pid: u32,
+    /// What went wrong.
+    pub what: String,
+}
+
+/// How peers reach this bus.
+pub(crate) enum Reach {
+    /// By name.
+    Name {
+        name: String,
+        place: Place,
+        socket: String,
+    },
+    /// Over one link that was inherited, with no name at all.
+    Inherited,
+}
+
+/// See the module.
+pub(crate) struct Node {
+    reach: Reach,
+    config: Config,
+    origin: Origin,
+    arena: Arc<Arena>,
+    epoll: Epoll,
+    event: Event,
+    quits: AtomicBool,
+    next_token: AtomicU64,
+    links: Mutex<HashMap<u64, Arc<Link>>>,
+    /// Links that we made, by the socket we connected to.
+    by_socket: Mutex<HashMap<String, Weak<Link>>>,
+    ports: Mutex<HashMap<String, Arc<dyn Port>>>,
+    listener: Mutex<Option<Arc<Listener>>>,
+    sleepers: Mutex<Vec<Weak<Sleeper>>>,
+    incidents: Mutex<Vec<Incident>>,
+    quiet: Mutex<Option<JoinHandle<()>>>,
+}
+
+const EVENT: u64 = 0;
+const LISTENER: u64 = 1;
+const FIRST_LINK: u64 = 2;
+/// More incidents than anybody reads are counted, not kept.
+const MOST_INCIDENTS: usize = 256;
+
+impl Node {
+    pub(crate) fn start(reach: Reach, config: Config) -> Result<Arc<Node>, OpenError> {
+        let origin = Origin::here().map_err(OpenError::system("mark the process"))?;
+        let epoll = Epoll::new().map_err(OpenError::system("make an epoll set"))?;
+        let event = Event::new().map_err(OpenError::system("make an eventfd"))?;
+        epoll
+            .add(event.fd(), EVENT)
+            .map_err(OpenError::system("watch an eventfd"))?;
+        let node = Arc::new_cyclic(|weak: &Weak<Node>| {
+            let weak = weak.clone();
+            let on_retire = Box::new(move |id| {
+                if let Some(node) = weak.upgrade().filter(|n: &Arc<Node>| !n.origin.is_forked()) {
+                    node.all_links().iter().for_each(|link| link.retire(id));
+                }
+            });
+            Node {
+                reach,
+                config,
+                origin,
+                arena: Arena::new(
+                    Limits {
+                        memory: config.memory_limit as u64,
+                    },
+                    on_retire,
+                ),
+                epoll,
+                event,
+                quits: AtomicBool::new(false),
+                next_token: AtomicU64::new(FIRST_LINK),
+                links: Mutex::default(),
+                by_socket: Mutex::default(),
+                ports: Mutex::default(),
+                listener: Mutex::default(),
+                sleepers: Mutex::default(),
+                incidents: Mutex::default(),
+                quiet: Mutex::default(),
+            }
+        });
+        let thread = std::thread::Builder::new().name("shmbus".into());
+        let quiet = thread
+            .spawn({
+                let node = node.clone();
+                move || node.run()
+            })
+            .map_err(OpenError::system("start the quiet thread"))?;
+        *lock(&node.quiet) = Some(quiet);
+        Ok(node)
+    }
+
+    /// Ends every link, and the quiet thread.
+    pub(crate) fn stop(&self) {
+        if self.origin.is_forked() {
+            return;
+        }
+        // SYNC(quits): Release; pairs with Acquire in `run`.
+        self.quits.store(true, Ordering::Release);
+        self.event.set();
+        if let Some(quiet) = lock(&self.quiet).take() {
+            if quiet.thread().id() != std::thread::current().id() {
+                let _ = quiet.join();
+            }
+        }
+        self.all_links().iter().for_each(|link| link.die(None));
+        let listens = lock(&self.listener).take().is_some();
+        if let Reach::Name { place, socket, .. } = &self.reach {
+            place.leave(listens.then_some(socket.as_str()));
+        }
+    }
+
+    pub(crate) fn reach(&self) -> &Reach {
+        &self.reach
+    }
+
+    /// The name to use in errors.
+    pub(crate) fn name(&self) -> &str {
+        match &self.reach {
+            Reach::Name { name, .. } => name,
+            Reach::Inherited => "(inherited)",
+        }
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub(crate) fn arena(&self) -> &Arc<Arena> {
+        &self.arena
+    }
+
+    #[inline(always)]
+    pub(crate) fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    pub(crate) fn link(&self, token: u64) -> Option<Arc<Link>> {
+        lock(&self.links).get(&token).cloned()
+    }
+
+    pub(crate) fn all_links(&self) -> Vec<Arc<Link>> {
+        lock(&self.links).values().cloned().collect()
+    }
+
+    /// A new place to sleep.
+    pub(crate) fn new_sleeper(&self) -> Result<(Arc<Sleeper>, SegmentRef), MemoryError> {
+        let block = Arc::new(self.arena.allocate(size_of::<Bell>() as u64)?);
+        let at = block.reference(0, size_of::<Bell>());
+        let bell = Shared::<Bell>::own(block);
+        let mut sleepers = lock(&self.sleepers);
+        let free = sleepers.iter().position(|s| s.strong_count() == 0);
+        let id = free.unwrap_or(sleepers.len());
+        let sleeper = Arc::new(Sleeper::new(bell, id as u32));
+        match free {
+            Some(id) => sleepers[id] = Arc::downgrade(&sleeper),
+            None => sleepers.push(Arc::downgrade(&sleeper)),
+        }
+        Ok((sleeper, at))
+    }
+
+    /// Rings a bell of ours for a peer that found nobody sleeping. An unknown number is no fault:
+    /// the port may just have gone.
+    pub(crate) fn rouse(&self, bell: u32) {
+        let sleeper = lock(&self.sleepers)
+            .get(bell as usize)
+            .and_then(Weak::upgrade);
+        if let Some(sleeper) = sleeper {
+            sleeper.rouse();
+        }
+    }
+
+    pub(crate) fn report(&self, pid: u32, what: String) {
+        let mut incidents = lock(&self.incidents);
+        if incidents.len() < MOST_INCIDENTS {
+            incidents.push(Incident { pid, what });
+        } else if let Some(last) = incidents.last_mut() {
+            *last = Incident {
+                pid,
+                what: format!("{what} (and others before that)"),
+            };
+        }
+    }
+
+    pub(crate) fn take_incidents(&self) -> Vec<Incident> {
+        std::mem::take(&mut lock(&self.incidents))
+    }
+
+    /// Adopts a socket: checks who is there, greets, and has the quiet thread listen to it.
+    pub(crate) fn adopt(self: &Arc<Self>, socket: Socket) -> Result<Arc<Link>, OpenError> {
+        let peer = socket
+            .credentials()
+            .map_err(OpenError::system("see who connected"))?;
+        if peer.uid != user_id() {
+            let problem = format!("it runs as user {}, this one as {}", peer.uid, user_id());
+            return Err(OpenError::Peer {
+                pid: peer.pid,
+                problem,
+            });
+        }
+        // Relaxed: only its uniqueness matters.
+        let token = self.next_token.fetch_add(1, Ordering::Relaxed);
+        let link = Arc::new(Link::new(
+            token,
+            socket,
+            peer,
+            Arc::downgrade(self),
+            self.origin,
+        ));
+        lock(&self.links).insert(token, link.clone());
+        self.epoll
+            .add(link.socket().as_fd(), token)
+            .map_err(OpenError::system("watch a socket"))?;
+        link.hello().map_err(OpenError::system("greet a peer"))?;
+        for name in lock(&self.ports).keys() {
+            let _ = link.say(&Control::Serving { name: name.clone() });
+        }
+        Ok(link)
+    }
+
+    /// The link to whoever listens on this socket, made if there is none.
+    pub(crate) fn link_to(self: &Arc<Self>, owner: &Owner) -> Result<Arc<Link>, ConnectError> {
+        let Reach::Name { place, .. } = &self.reach else {
+            return Err(ConnectError::Open(OpenError::NoParent));
+        };
+        let mut known = lock(&self.by_socket);
+        if let Some(link) = known.get(&owner.socket).and_then(Weak::upgrade) {
+            if !link.is_dead() {
+                return Ok(link);
+            }
+        }
+        let action = format!("connect to {}", place.dir().join(&owner.socket).display());
+        let socket = place
+            .connect(&owner.socket)
+            .map_err(OpenError::system(action))?;
+        let link = self.adopt(socket)?;
+        known.insert(owner.socket.clone(), Arc::downgrade(&link));
+        drop(known);
+        if !link.wait_hello() {
+            link.die(None);
+            return Err(ConnectError::Lost {
+                pid: link.pid(),
+                fault: link.fault(),
+            });
+        }
+        Ok(link)
+    }
+
+    pub(crate) fn forget(&self, token: u64) {
+        let gone = lock(&self.links).remove(&token);
+        if let Some(link) = gone {
+            self.epoll.remove(link.socket().as_fd());
+            if let Some(fault) = link.fault() {
+                self.report(link.pid(), fault.to_string());
+            }
+            if matches!(self.reach, Reach::Inherited) {
+                self.end_ports();
+            }
+        }
+    }
+
+    /// Has every port end once it has received what was sent.
+    pub(crate) fn end_ports(&self) {
+        let ports: Vec<_> = lock(&self.ports).values().cloned().collect();
+        ports.iter().for_each(|port| port.end());
+    }
+
+    /// Offers a port under a name, which is the caller's until the returned guard is dropped.
+    pub(crate) fn offer(
+        self: &Arc<Self>,
+        name: &str,
+        port: Arc<dyn Port>,
+    ) -> Result<Offer, ConnectError> {
+        super::place::check_name(name)?;
+        let taken = |pid| ConnectError::Taken {
+            bus: self.name().to_owned(),
+            service: name.to_owned(),
+            pid,
+        };
+        if lock(&self.ports).contains_key(name) {
+            return Err(taken(std::process::id()));
+        }
+        let owned = match &self.reach {
+            Reach::Inherited => None,
+            Reach::Name { place, socket, .. } => {
+                place.sweep();
+                // The socket stands before its name does, so that whoever finds the one reaches
+                // the other.
+                self.listen(place, socket)?;
+                match place.claim(name, socket, self.origin)? {
+                    Claim::Ours(owned) => Some(owned),
+                    Claim::Taken(owner) => return Err(taken(owner.pid)),
+                }
+            }
+        };
+        lock(&self.ports).insert(name.to_owned(), port);
+        for link in self.all_links() {
+            let _ = link.say(&Control::Serving {
+                name: name.to_owned(),
+            });
+        }
+        Ok(Offer {
+            node: self.clone(),
+            name: name.to_owned(),
+            _owned: owned,
+        })
+    }
+
+    fn listen(&self, place: &Place, socket: &str) -> Result<(), OpenError> {
+        let mut listener = lock(&self.listener);
+        if listener.is_none() {
+            let new = Arc::new(place.listen(socket)?);
+            self.epoll
+                .add(new.as_fd(), LISTENER)
+                .map_err(OpenError::system("watch a socket"))?;
+            *listener = Some(new);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn accept(
+        self: &Arc<Self>,
+        link: &Arc<Link>,
+        id: LaneId,
+        name: &str,
+        types: Types,
+        end: End,
+    ) -> Result<Answer, Fault> {
+        let port = lock(&self.ports).get(name).cloned();
+        match port {
+            Some(port) => port.accept(self, link, id, types, end),
+            None => Ok(Err(super::wire::Refusal::NoServer)),
+        }
+    }
+
+    pub(crate) fn differs(&self, pid: u32, name: &str, schemas: &Schemas) {
+        let port = lock(&self.ports).get(name).cloned();
+        if let Some(port) = port {
+            let what = port.differs(pid, schemas);
+            self.report(pid, what);
+        }
+    }
+
+    /// The quiet thread.
+    fn run(self: Arc<Self>) {
+        let mut ready = Vec::new();
+        let mut strangers: Vec<(u64, Instant)> = Vec::new();
+        // SYNC(quits): Acquire; pairs with Release in `stop`.
+        while !self.quits.load(Ordering::Acquire) {
+            let timeout = (!strangers.is_empty()).then_some(Duration::from_millis(100));
+            if self.epoll.wait(&mut ready, timeout).is_err() {
+                break;
+            }
+            for &token in &ready {
+                match token {
+                    EVENT => self.event.clear(),
+                    LISTENER => self.welcome(&mut strangers),
+                    token => {
+                        if let Some(link) = self.link(token) {
+                            link.pump();
+                        }
+                    }
+                }
+            }
+            strangers.retain(|&(token, deadline)| match self.link(token) {
+                Some(link) if link.has_said_hello() => false,
+                Some(link) if Instant::now() >= deadline => {
+                    link.die(Some(Fault::Control {
+                        what: "never sent: it said no hello",
+                    }));
+                    false
+                }
+                other => other.is_some(),
+            });
+        }
+    }
+
+    fn welcome(self: &Arc<Self>, strangers: &mut Vec<(u64, Instant)>) {
+        let Some(listener) = lock(&self.listener).clone() else {
+            return;
+        };
+        loop {
+            match listener.accept() {
+                Ok(Some(socket)) => match self.adopt(socket) {
+                    Ok(link) => strangers.push((link.token(), Instant::now() + HANDSHAKE)),
+                    Err(OpenError::Peer { pid, problem }) => self.report(pid, problem),
+                    Err(_) => {}
+                },
+                Ok(None) => return,
+                Err(e) => {
+                    // Out of descriptors, most likely: the connection waits, and so do we.
+                    self.report(
+                        std::process::id(),
+                        format!("cannot accept a connection: {e}"),
+                    );
+                    std::thread::sleep(Duration::from_millis(10));
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// A port that is offered until this is dropped.
+pub(crate) struct Offer {
+    node: Arc<Node>,
+    name: String,
+    _owned: Option<Owned>,
+}
+
+impl Drop for Offer {
+    fn drop(&mut self) {
+        if !self.node.origin.is_forked() {
+            lock(&self.node.ports).remove(&self.name);
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! The directory of a bus: who offers what, and where to reach them.
+//!
+//! `$XDG_RUNTIME_DIR/shmbus/<bus>/`, or `shmbus-<uid>` under the temporary directory where that
+//! variable is not set. Both levels belong to this user and are closed to others; that is checked
+//! each time, not assumed. In it lie
+//!
+//! - `<port>.port`: who offers a port: its process and its socket. Byte 0 is locked by the owner
+//!   as long as it lives, byte 1 once what the file says is true. The kernel frees both locks when
+//!   the owner dies, so a file without them is a stale one, and the next owner takes it over.
+//! - `node-<pid>-<n>`: the socket of a process that offers something.
+//!
+//! # Why exactly one of many owns a port
+//!
+//! The lock on byte 0 is exclusive. A file is removed only by the holder of its lock, and whoever
+//! gets the lock checks that the path still names the file that was locked; if not, it starts over.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::error::OpenError;
+use crate::sys::fork::Origin;
+use crate::sys::lock::{is_locked, try_lock};
+use crate::sys::socket::{Listener, Socket};
+use crate::sys::user_id;
+
+const OWNED: i64 = 0;
+const TRUE: i64 = 1;
+
+/// How long somebody may take between locking a file and writing it before we give up on it.
+const SETTLES: Duration = Duration::from_secs(5);
+
+/// Checks the name of a bus, a service or a lane.
+pub(crate) fn check_name(name: &str) -> Result<(), OpenError> {
+    let problem = match name {
+        "" => "is empty",
+        "." | ".." => "means a directory",
+        _ if name.len() > 100 => "is longer than 100 bytes",
+        _ if name.contains('/') => "has a slash",
+        _ if name.contains('\0') => "has a zero byte",
+        _ => return Ok(()),
+    };
+    Err(OpenError::Name {
+        name: name.to_owned(),
+        problem,
+    })
+}
+
+/// The directory of one bus.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    root: PathBuf,
+    dir: PathBuf,
+}
+
+/// Who offers a port, as its file says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pub(crate) pid: u32,
+    pub(crate) socket: String,
+}
+
+/// What came of trying to own a port.
+pub(crate) enum Claim {
+    Ours(Owned),
+    Taken(Owner),
+}
+
+/// A port that this process owns: released, and its file removed, when dropped.
+pub(crate) struct Owned {
+    path: PathBuf,
+    origin: Origin,
+    // Holds the locks.
+    _file: File,
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // While the lock is held, so that it is ours that goes. A forked child owns nothing.
+        if !self.origin.is_forked() {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl Place {
+    /// The directory of the bus of this name, which is made where it is missing.
+    pub(crate) fn open(name: &str) -> Result<Place, OpenError> {
+        check_name(name)?;
+        let root = match std::env::var_os("XDG_RUNTIME_DIR").filter(|v| !v.is_empty()) {
+            Some(dir) => PathBuf::from(dir).join("shmbus"),
+            None => std::env::temp_dir().join(format!("shmbus-{}", user_id())),
+        };
+        let place = Place {
+            dir: root.join(name),
+            root,
+        };
+        place.make()?;
+        Ok(place)
+    }
+
+    /// The directory.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The file of a port.
+    pub(crate) fn port_path(&self, port: &str) -> PathBuf {
+        self.dir.join(format!("{port}.port"))
+    }
+
+    fn make(&self) -> Result<(), OpenError> {
+        if let Some(parent) = self.root.parent() {
+            check_parent(parent)?;
+        }
+        make_private(&self.root)?;
+        make_private(&self.dir)
+    }
+
+    /// Tries to own a port; `socket` is where its callers will connect.
+    pub(crate) fn claim(
+        &self,
+        port: &str,
+        socket: &str,
+        origin: Origin,
+    ) -> Result<Claim, OpenError> {
+        let path = self.port_path(port);
+        let failed = |action: &str| OpenError::system(format!("{action} {}", path.display()));
+        let deadline = Instant::now() + SETTLES;
+        loop {
+            let Some(mut file) = self.open_port(&path)? else {
+                continue;
+            };
+            if try_lock(&file, OWNED).map_err(failed("lock"))? {
+                if !is_still(&file, &path) {
+                    continue;
+                }
+                self.clean_after(&mut file);
+                write_owner(&mut file, socket).map_err(failed("write"))?;
+                try_lock(&file, TRUE).map_err(failed("lock"))?;
+                return Ok(Claim::Ours(Owned {
+                    path,
+                    origin,
+                    _file: file,
+                }));
+            }
+            if let Some(owner) = read_true(&mut file).map_err(failed("read"))? {
+                return Ok(Claim::Taken(owner));
+            }
+            if Instant::now() >= deadline {
+                let held = io::Error::other("somebody holds its lock and never wrote it");
+                return Err(failed("settle")(held));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn open_port(&self, path: &Path) -> Result<Option<File>, OpenError> {
+        let mut options = OpenOptions::new();
+        options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600);
+        options.custom_flags(crate::sys::NO_FOLLOW);
+        match options.open(path) {
+            Ok(file) => Ok(Some(file)),
+            // The last one to leave removed the directory.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => self.make().map(|()| None),
+            Err(e) => Err(OpenError::system(format!("open {}", path.display()))(e)),
+        }
+    }
+
+    /// Who offers a port now, if anybody does.
+    pub(crate) fn find(&self, port: &str) -> Result<Option<Owner>, OpenError> {
+        let path = self.port_path(port);
+        let mut file = match OpenOptions::new().read(true).write(true).open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(OpenError::system(format!("open {}", path.display()))(e)),
+        };
+        read_true(&mut file).map_err(OpenError::system(format!("read {}", path.display())))
+    }
+
+    /// Removes what dead processes left: their ports, and the sockets named there.
+    pub(crate) fn sweep(&self) {
+        let Ok(entries) = fs::read_dir(&self.dir) else {
+            return;
+        };
+        for path in entries.flatten().map(|e| e.path()) {
+            if path.extension().is_none_or(|e| e != "port") {
+                self.sweep_socket(&path);
+                continue;
+            }
+            let Ok(mut file) = OpenOptions::new().read(true).write(true).open(&path) else {
+                continue;
+            };
+            if matches!(is_locked(&file, OWNED), Ok(false))
+                && matches!(try_lock(&file, OWNED), Ok(true))
+                && is_still(&file, &path)
+            {
+                self.clean_after(&mut file);
+                let _ = fs::remove_file(&path);
+            }
+        }
+    }
+
+    /// Removes a socket that no file names: its maker died right after making it. One that is new
+    /// may be about to listen.
+    fn sweep_socket(&self, path: &Path) {
+        const NEW: Duration = Duration::from_secs(10);
+        let age = fs::symlink_metadata(path)
+            .and_then(|m| m.modified())
+            .map(|m| m.elapsed());
+        let Some(name) = path.file_name().and_then(|n| n.to_str()) else {
+            return;
+        };
+        if name.starts_with("node-")
+            && matches!(age, Ok(Ok(age)) if age > NEW)
+            && self.connect(name).is_err()
+        {
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    /// Removes the socket of a port's last owner, which is dead: its lock is ours.
+    fn clean_after(&self, file: &mut File) {
+        if let Ok(Some(owner)) = read_owner(file) {
+            // Other ports of the same owner may name it too, and it may live on without this one.
+            if self.connect(&owner.socket).is_err() {
+                let _ = fs::remove_file(self.dir.join(owner.socket));
+            }
+        }
+    }
+
+    /// Opens the socket on which this process is reached.
+    pub(crate) fn listen(&self, socket: &str) -> Result<Listener, OpenError> {
+        let path = self.dir.join(socket);
+        let action = || format!("listen on {}", path.display());
+        loop {
+            match self.with_short(socket, Listener::bind) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => self.make()?,
+                // The name is made of our process number: a namesake is dead.
+                Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
+                    fs::remove_file(&path).map_err(OpenError::system(action()))?;
+                }
+                other => return other.map_err(OpenError::system(action())),
+            }
+        }
+    }
+
+    /// Connects to the socket of this name.
+    pub(crate) fn connect(&self, socket: &str) -> io::Result<Socket> {
+        self.with_short(socket, Socket::connect)
+    }
+
+    /// Removes our socket, and the directories if nobody uses them.
+    pub(crate) fn leave(&self, socket: Option<&str>) {
+        if let Some(socket) = socket {
+            let _ = fs::remove_file(self.dir.join(socket));
+        }
+        // These fail while anybody else has something in there.
+        let _ = fs::remove_dir(&self.dir);
+        let _ = fs::remove_dir(&self.root);
+    }
+
+    /// A socket's address has room for 107 bytes; a longer path is reached through a descriptor.
+    fn with_short<T>(&self, socket: &str, then: impl FnOnce(&Path) -> T) -> T {
+        let path = self.dir.join(socket);
+        match File::open(&self.dir) {
+            Ok(dir) if path.as_os_str().len() > 107 => {
+                let through = format!("/proc/self/fd/{}", dir.as_raw_fd());
+                then(&PathBuf::from(through).join(socket))
+            }
+            _ => then(&path),
+        }
+    }
+}
+
+/// A directory above ours: of ours or of root's, and not open to a swap by others.
+fn check_parent(path: &Path) -> Result<(), OpenError> {
+    let meta =
+        fs::metadata(path).map_err(OpenError::system(format!("look at {}", path.display())))?;
+    let sticky = meta.mode() & 0o1000 != 0;
+    if (meta.uid() != user_id() && meta.uid() != 0) || (meta.mode() & 0o022 != 0 && !sticky) {
+        return Err(refused(path, "can be changed by other users".into()));
+    }
+    Ok(())
+}
+
+fn make_private(path: &Path) -> Result<(), OpenError> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        // Its parent may have been removed by the last one to leave: the caller's loop goes round.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            if let Some(parent) = path.parent() {
+                if !parent.exists() {
+                    make_private(parent)?;
+                    return make_private(path);
+                }
+            }
+            return Err(OpenError::system(format!("make {}", path.display()))(e));
+        }
+        other => other.map_err(OpenError::system(format!("make {}", path.display())))?,
+    }
+    let meta = match fs::symlink_metadata(path) {
+        Ok(meta) => meta,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return make_private(path),
+        Err(e) => return Err(OpenError::system(format!("look at {}", path.display()))(e)),
+    };
+    if !meta.is_dir() {
+        return Err(refused(path, "is no directory".into()));
+    }
+    if meta.uid() != user_id() {
+        return Err(refused(
+            path,
+            format!("belongs to user {}, not to {}", meta.uid(), user_id()),
+        ));
+    }
+    if meta.mode() & 0o077 != 0 {
+        let mode = meta.mode() & 0o777;
+        return Err(refused(
+            path,
+            format!("is open to others (mode {mode:o}, 700 is needed)"),
+        ));
+    }
+    Ok(())
+}
+
+fn refused(path: &Path, problem: String) -> OpenError {
+    OpenError::Directory {
+        path: path.to_owned(),
+        problem,
+    }
+}
+
+fn is_still(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::symlink_metadata(path)) {
+        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        _ => false,
+    }
+}
+
+fn write_owner(file: &mut File, socket: &str) -> io::Result<()> {
+    file.set_len(0)?;
+    use std::io::Seek;
+    file.rewind()?;
+    write!(file, "shmbus 1\n{}\n{socket}\n", std::process::id())
+}
+
+/// What the file says, if its owner is alive and has finished writing.
+fn read_true(file: &mut File) -> io::Result<Option<Owner>> {
+    if !is_locked(file, TRUE)? {
+        Ok(None)
+    } else {
+        read_owner(file)
+    }
+}
+
+fn read_owner(file: &mut File) -> io::Result<Option<Owner>> {
+    use std::io::Seek;
+    file.rewind()?;
+    let mut text = String::new();
+    file.take(1024).read_to_string(&mut text)?;
+    let mut lines = text.lines();
+    let (Some("shmbus 1"), Some(pid), Some(socket)) = (lines.next(), lines.next(), lines.next())
+    else {
+        return Ok(None);
+    };
+    let sane = socket.starts_with("node-") && !socket.contains('/');
+    Ok(pid.parse().ok().filter(|_| sane).map(|pid| Owner {
+        pid,
+        socket: socket.to_owned(),
+    }))
+}

@@ -1,0 +1,232 @@
+//! Every structure that two processes read, and the header of a record.
+//!
+//! | structure | lies in the arena of | written by | read by |
+//! |---|---|---|---|
+//! | [`Cell`] | the sender of a lane | the sender | the receiver |
+//! | [`SenderBlock`] | the sender of a lane | the sender | the receiver |
+//! | [`ReceiverBlock`] | the receiver of a lane | the receiver | the sender |
+//! | [`Bell`] | whoever sleeps on it | threads of that process | its peers, which may wake it |
+//! | [`Doorbell`] | a process with many lanes to one port | threads of that process | the port |
+//!
+//! So each has one writing process; none is ever written by a peer.
+
+use bytemuck::{Pod, Zeroable};
+use static_assertions::{const_assert, const_assert_eq};
+
+use crate::sync::{AtomicU32, AtomicU64};
+
+/// The number of this shared format: both sides of a link must say the same.
+pub(crate) const LAYOUT_VERSION: u32 = 1;
+
+/// The size of a cell in bytes: one cache line.
+pub(crate) const CELL: usize = 64;
+
+/// The bytes of a record's header; its payload follows at once, or on its own alignment.
+pub(crate) const HEADER: usize = 8;
+
+/// The most cells a lane can have, over all its extents.
+pub(crate) const MOST_CELLS: usize = 1024;
+
+/// The most lanes that one doorbell tells apart.
+pub(crate) const DOORBELL_LANES: usize = 4096;
+
+/// One cache line of a lane. A record starts with a cell and goes on into those behind it.
+#[repr(C, align(64))]
+pub(crate) struct Cell {
+    pub(crate) header: AtomicU64,
+    #[cfg(not(loom))]
+    payload: std::cell::UnsafeCell<[u8; CELL - HEADER]>,
+    #[cfg(loom)]
+    pub(crate) payload: loom::cell::UnsafeCell<u64>,
+}
+
+/// The sender's side of a lane.
+#[repr(C, align(64))]
+pub(crate) struct SenderBlock {
+    /// Odd while the sender waits for room; a new number each time it starts to. 64 bits, so that
+    /// no number ever comes again.
+    pub(crate) starving: AtomicU64,
+}
+
+/// The receiver's side of a lane.
+#[repr(C, align(64))]
+pub(crate) struct ReceiverBlock {
+    /// Even while the receiver polls the lane by itself; odd, and a new number each time, when it
+    /// wants to be rung for the next record.
+    pub(crate) attend: AtomicU64,
+    _alone: [AtomicU64; 7],
+    /// One bit a cell, flipped when the record that starts there is handed back.
+    pub(crate) handed_back: [AtomicU64; MOST_CELLS / 64],
+}
+
+/// Where a thread sleeps: odd while it does.
+#[repr(C, align(64))]
+pub(crate) struct Bell {
+    pub(crate) word: AtomicU32,
+}
+
+/// Which of many lanes to one port have something new.
+#[repr(C, align(64))]
+pub(crate) struct Doorbell {
+    /// Counts the rings, so that a port looks at one word when nothing happened.
+    pub(crate) rings: AtomicU32,
+    _alone: [AtomicU32; 15],
+    /// One bit a lane, flipped when it rings.
+    pub(crate) ready: [AtomicU64; DOORBELL_LANES / 64],
+}
+
+#[cfg(not(loom))]
+mod sizes {
+    use super::*;
+    const_assert_eq!(size_of::<Cell>(), CELL);
+    const_assert_eq!(size_of::<SenderBlock>(), 64);
+    const_assert_eq!(size_of::<Bell>(), 64);
+    const_assert_eq!(size_of::<ReceiverBlock>(), 64 + 128);
+    const_assert_eq!(std::mem::offset_of!(ReceiverBlock, attend), 0);
+    const_assert_eq!(std::mem::offset_of!(ReceiverBlock, handed_back), 64);
+    const_assert_eq!(size_of::<Doorbell>(), 64 + 512);
+    const_assert_eq!(std::mem::offset_of!(Doorbell, rings), 0);
+    const_assert_eq!(std::mem::offset_of!(Doorbell, ready), 64);
+    const_assert_eq!(std::mem::offset_of!(Cell, header), 0);
+}
+
+/// Where something lies in an arena: as a peer says it, to be checked by whoever uses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct SegmentRef {
+    pub(crate) segment: u32,
+    pub(crate) zero: u32,
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
+}
+const_assert_eq!(size_of::<SegmentRef>(), 24);
+const_assert_eq!(std::mem::offset_of!(SegmentRef, offset), 8);
+const_assert_eq!(std::mem::offset_of!(SegmentRef, len), 16);
+// A reference and its header fit one cell.
+const_assert!(HEADER + size_of::<SegmentRef>() <= CELL);
+
+/// What a record is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    /// The archived message lies behind the header.
+    Inline = 1,
+    /// A [`SegmentRef`] behind the header says where the archived message lies.
+    Block = 2,
+    /// No message: the next record is elsewhere.
+    Jump = 3,
+    /// A [`SegmentRef`] to new cells of this lane, numbered on from those it had.
+    Extend = 4,
+    /// No message came of it: one byte says why.
+    Failed = 5,
+}
+
+impl Kind {
+    fn from_bits(bits: u64) -> Option<Kind> {
+        Some(match bits {
+            1 => Kind::Inline,
+            2 => Kind::Block,
+            3 => Kind::Jump,
+            4 => Kind::Extend,
+            5 => Kind::Failed,
+            _ => return None,
+        })
+    }
+}
+
+/// The first eight bytes of a record, written in one store when all else of it is there.
+///
+/// | bits | what |
+/// |---|---|
+/// | 0–11 | stamp: the record's sequence number and one, cut to 12 bits |
+/// | 12–15 | kind |
+/// | 16–31 | the length of the payload in bytes |
+/// | 32–47 | the cell in which the next record will start |
+/// | 48–63 | tag: which call this belongs to |
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) kind: Kind,
+    pub(crate) len: u16,
+    pub(crate) next: u16,
+    pub(crate) tag: u16,
+}
+
+const STAMP: u64 = 0xfff;
+
+/// The stamp of the record with this sequence number.
+#[inline(always)]
+pub(crate) fn stamp_of(sequence: u64) -> u64 {
+    sequence.wrapping_add(1) & STAMP
+}
+
+/// Whether this word carries that stamp.
+#[inline(always)]
+pub(crate) fn is_stamped(word: u64, stamp: u64) -> bool {
+    word & STAMP == stamp
+}
+
+/// A word that does not carry that stamp, and is no header.
+#[inline(always)]
+pub(crate) fn unstamped(stamp: u64) -> u64 {
+    !stamp & STAMP
+}
+
+impl Header {
+    /// The word for a record with this stamp.
+    #[inline(always)]
+    pub(crate) fn to_word(self, stamp: u64) -> u64 {
+        stamp
+            | (self.kind as u64) << 12
+            | u64::from(self.len) << 16
+            | u64::from(self.next) << 32
+            | u64::from(self.tag) << 48
+    }
+
+    /// Reads a word; `None` where its kind is none of ours.
+    #[inline(always)]
+    pub(crate) fn from_word(word: u64) -> Option<Header> {
+        Some(Header {
+            kind: Kind::from_bits(word >> 12 & 0xf)?,
+            len: (word >> 16) as u16,
+            next: (word >> 32) as u16,
+            tag: (word >> 48) as u16,
+        })
+    }
+}
+
+/// How many cells a record takes whose payload starts at `start` and has `len` bytes.
+#[inline(always)]
+pub(crate) fn cells_for(start: usize, len: usize) -> usize {
+    (start + len).div_ceil(CELL).max(1)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn header_survives_its_word() {
+        let header = Header {
+            kind: Kind::Block,
+            len: 65_535,
+            next: 1023,
+            tag: 0xabcd,
+        };
+        let word = header.to_word(stamp_of(4094));
+        assert!(is_stamped(word, 4095));
+        assert_eq!(Header::from_word(word), Some(header));
+        assert_eq!(
+            word, 0xabcd_03ff_ffff_2fff,
+            "golden: a change here is a change of the format"
+        );
+    }
+
+    #[test]
+    fn unstamped_never_matches() {
+        for sequence in [0, 1, 4094, 4095, 4096, u64::MAX] {
+            let stamp = stamp_of(sequence);
+            assert!(!is_stamped(unstamped(stamp), stamp));
+            assert_eq!(Header::from_word(unstamped(stamp)), None);
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! The receiving half: finds the next record, and hands records back in any order.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use super::super::layout::{
+    CELL, Cell, HEADER, Header, Kind, MOST_CELLS, ReceiverBlock, SegmentRef, SenderBlock,
+    cells_for, is_stamped, stamp_of,
+};
+use super::super::shared::Shared;
+use super::{Extent, extent_of};
+use crate::error::Fault;
+use crate::sync::{AtomicU64, Ordering, fence, load_acquire};
+use crate::sys::fork::Origin;
+use crate::wait::Ringer;
+
+/// How many jumps one poll follows: an honest sender makes at most one between two messages.
+const MOST_JUMPS: usize = 4;
+
+/// A record that was published for us: its cells are ours to read until it is handed back.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Record {
+    /// Its first cell, by which it is handed back.
+    pub(crate) cell: usize,
+    pub(crate) kind: Kind,
+    pub(crate) tag: u16,
+    /// The length of the payload in bytes; checked to lie in the lane's cells.
+    pub(crate) len: usize,
+    /// The first byte of the payload.
+    pub(crate) payload: NonNull<u8>,
+    /// How many cells it takes.
+    pub(crate) cells: usize,
+}
+
+/// What a look at the ring found.
+#[derive(Debug)]
+pub(crate) enum Polled {
+    /// Nothing yet.
+    Empty,
+    /// A record.
+    Record(Record),
+    /// The sender added cells: map these and call [`Consumer::extend`]; the record that said so
+    /// is handed back by that call.
+    Extend(Record),
+}
+
+/// The receiving half of a ring.
+pub(crate) struct Consumer {
+    extents: Vec<Extent>,
+    cells: usize,
+    /// Where a payload starts behind the start of its record: eight bytes, or its alignment.
+    start: usize,
+    at: usize,
+    /// The number of the record that comes next. It may wrap: see the module.
+    sequence: u64,
+    back: Arc<HandBack>,
+    /// Bits of one word that are to be flipped, and how many.
+    pending: (usize, u64, u32),
+}
+
+impl Consumer {
+    /// A ring whose first cells are these. A payload starts `start` bytes behind its record.
+    pub(crate) fn new(cells: Shared<[Cell]>, start: usize, back: Arc<HandBack>) -> Consumer {
+        let count = cells.len();
+        let extents = vec![Extent { first: 0, cells }];
+        Consumer {
+            extents,
+            cells: count,
+            start,
+            at: 0,
+            sequence: 0,
+            back,
+            pending: (0, 0, 0),
+        }
+    }
+
+    /// Looks for the next record. It stays the caller's until it is handed back.
+    #[inline]
+    pub(crate) fn poll(&mut self) -> Result<Polled, Fault> {
+        for _ in 0..MOST_JUMPS {
+            let Some(extent) = extent_of(&self.extents, self.at) else {
+                return Err(Fault::Cell {
+                    cell: self.at,
+                    cells: self.cells,
+                });
+            };
+            let cell = &extent.cells[self.at - extent.first];
+            // SYNC(publish): Acquire; pairs with Release in `Producer::commit`.
+            let word = load_acquire(&cell.header);
+            if !is_stamped(word, stamp_of(self.sequence)) {
+                return Ok(Polled::Empty);
+            }
+            let header = Header::from_word(word).ok_or(Fault::Header { word })?;
+            let record = self.read(extent, header)?;
+            let next = usize::from(header.next);
+            // The first cell of an extension is known only once it is mapped.
+            if next >= self.cells && !(header.kind == Kind::Extend && next == self.cells) {
+                return Err(Fault::Cell {
+                    cell: next,
+                    cells: self.cells,
+                });
+            }
+            self.sequence = self.sequence.wrapping_add(1);
+            self.at = next;
+            match header.kind {
+                Kind::Jump => self.hand_back(record.cell),
+                Kind::Extend => return Ok(Polled::Extend(record)),
+                Kind::Inline | Kind::Block | Kind::Failed => return Ok(Polled::Record(record)),
+            }
+        }
+        Ok(Polled::Empty)
+    }
+
+    /// True where a record has come, which [`poll`](Self::poll) will then find.
+    #[inline]
+    pub(crate) fn is_ready(&self) -> bool {
+        extent_of(&self.extents, self.at).is_none_or(|extent| {
+            let word = load_acquire(&extent.cells[self.at - extent.first].header);
+            is_stamped(word, stamp_of(self.sequence))
+        })
+    }
+
+    /// Adds the cells that the sender announced.
+    pub(crate) fn extend(&mut self, record: Record, cells: Shared<[Cell]>) -> Result<(), Fault> {
+        let count = cells.len();
+        if count == 0 || !count.is_multiple_of(64) || self.cells + count > MOST_CELLS {
+            return Err(Fault::Extension {
+                cells: count,
+                had: self.cells,
+                most: MOST_CELLS,
+            });
+        }
+        self.extents.push(Extent {
+            first: self.cells,
+            cells,
+        });
+        self.cells += count;
+        self.hand_back(record.cell);
+        Ok(())
+    }
+
+    /// Hands a record back, at the latest with the next [`flush`](Self::flush).
+    ///
+    /// Some are gathered, so that a stream of messages does not cost a shared write each.
+    #[inline]
+    pub(crate) fn hand_back(&mut self, cell: usize) {
+        const GATHER: u32 = 16;
+        let (word, bit) = (cell / 64, 1 << (cell % 64));
+        if self.pending.0 != word {
+            self.flush();
+            self.pending.0 = word;
+        }
+        self.pending.1 |= bit;
+        self.pending.2 += 1;
+        if self.pending.2 >= GATHER {
+            self.flush();
+        }
+    }
+
+    /// Writes down what was gathered.
+    #[inline]
+    pub(crate) fn flush(&mut self) {
+        let (word, bits, _) = self.pending;
+        if bits != 0 {
+            self.pending = (word, 0, 0);
+            self.back.flip(word, bits);
+        }
+    }
+
+    /// What hands back from other threads, and after this half is gone.
+    pub(crate) fn back(&self) -> &Arc<HandBack> {
+        &self.back
+    }
+
+    #[inline(always)]
+    fn read(&self, extent: &Extent, header: Header) -> Result<Record, Fault> {
+        let len = usize::from(header.len);
+        let start = if header.kind == Kind::Inline {
+            self.start
+        } else {
+            HEADER
+        };
+        let fixed = match header.kind {
+            Kind::Inline => len,
+            Kind::Block | Kind::Extend => size_of::<SegmentRef>(),
+            Kind::Jump => 0,
+            Kind::Failed => 1,
+        };
+        let index = self.at - extent.first;
+        if len != fixed || index + cells_for(start, len) > extent.cells.len() {
+            return Err(Fault::Length {
+                len,
+                left: (extent.cells.len() - index) * CELL,
+            });
+        }
+        let payload = NonNull::from(&*extent.cells)
+            .cast::<u8>()
+            .map_addr(|a| a.saturating_add(index * size_of::<Cell>() + start));
+        let cells = cells_for(start, len);
+        Ok(Record {
+            cell: self.at,
+            kind: header.kind,
+            tag: header.tag,
+            len,
+            payload,
+            cells,
+        })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn start_at(&mut self, sequence: u64) {
+        self.sequence = sequence;
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+/// The receiver's words of a lane: outlives the receiving half while views are kept.
+pub(crate) struct HandBack {
+    block: Shared<ReceiverBlock>,
+    sender: Shared<SenderBlock>,
+    /// The last wait for room of the sender's that was answered.
+    answered: AtomicU64,
+    ringer: Ringer,
+    origin: Origin,
+    /// Records that outlive the receiving half's own book.
+    kept: AtomicU64,
+}
+
+impl HandBack {
+    /// The words of a new lane, and how its sender is woken.
+    pub(crate) fn new(
+        block: Shared<ReceiverBlock>,
+        sender: Shared<SenderBlock>,
+        ringer: Ringer,
+        origin: Origin,
+    ) -> HandBack {
+        let (answered, kept) = (AtomicU64::new(0), AtomicU64::new(0));
+        HandBack {
+            block,
+            sender,
+            answered,
+            ringer,
+            origin,
+            kept,
+        }
+    }
+
+    /// The word by which the receiver says whether it wants to be rung.
+    #[inline]
+    pub(crate) fn attend(&self) -> &AtomicU64 {
+        &self.block.attend
+    }
+
+    /// Counts a record that is kept beyond its view.
+    pub(crate) fn keep(&self) {
+        // Relaxed: a count that only bounds how much one receiver holds.
+        self.kept.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Hands back a record that was kept, on any thread.
+    pub(crate) fn release_kept(&self, cell: usize) {
+        self.flip(cell / 64, 1 << (cell % 64));
+        self.kept.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// How many records are kept.
+    pub(crate) fn kept(&self) -> usize {
+        self.kept.load(Ordering::Relaxed) as usize
+    }
+
+    /// Flips bits of one word, on any thread, and wakes the sender if it waits for room.
+    ///
+    /// Each record is handed back once, by whoever holds it, so no bit is flipped twice.
+    pub(crate) fn flip(&self, word: usize, bits: u64) {
+        if self.origin.is_forked() {
+            // The words are the parent's, and not even mapped here.
+            return;
+        }
+        // SYNC(hand-back): Release; pairs with Acquire in `Producer::collect`.
+        self.block.handed_back[word].fetch_xor(bits, Ordering::Release);
+        // SYNC(starving): either the sender's look at the bits, after its fence, sees these, or
+        // we see that it starves; pairs with the fence in `Outbox::wait_for_room`.
+        fence(Ordering::SeqCst);
+        let starving = load_acquire(&self.sender.starving);
+        // Relaxed: only whether this wait was answered already; an answer too many is harmless.
+        if starving % 2 == 1 && self.answered.swap(starving, Ordering::Relaxed) != starving {
+            self.ringer.ring();
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! One memory file: written by its owner, read by everybody else.
+//!
+//! Unsafe code is needed to name the bytes of a mapping.
+//!
+//! # Why only the owner can write
+//!
+//! The owner maps the file writable and then seals it `FUTURE_WRITE`: the kernel refuses every
+//! later writable mapping, and clears the right to make a read-only one writable. `SHRINK` and
+//! `GROW` fix the size, so that no reader can fault behind its end, and `SEAL` closes the list.
+//! A reader checks all four and the size before it maps; what it was promised is not believed.
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+
+use memmap2::{Advice, MmapOptions, MmapRaw};
+
+use super::layout::SegmentRef;
+use crate::error::{Fault, MemoryError};
+use crate::sys::{kernel_version, memfd};
+
+/// The granule of a segment's size, in bytes.
+pub(crate) const PAGE: u64 = 4096;
+
+/// A segment of this process's own arena: mapped writable here, and nowhere else.
+pub(crate) struct OwnSegment {
+    id: u32,
+    map: MmapRaw,
+    fd: OwnedFd,
+}
+
+impl OwnSegment {
+    /// Makes a segment of `len` bytes, rounded up to whole pages, all of them allocated now.
+    pub(crate) fn create(id: u32, len: u64) -> Result<OwnSegment, MemoryError> {
+        let len = len.next_multiple_of(PAGE);
+        let exhausted = |source| MemoryError::Exhausted { bytes: len, source };
+        let fd = memfd::create(c"shmbus", len).map_err(exhausted)?;
+        let map = MmapOptions::new()
+            .len(usize::try_from(len).map_err(|_| MemoryError::TooLarge { bytes: len })?)
+            .populate()
+            .map_raw(&fd)
+            .map_err(exhausted)?;
+        // A forked child must not be a second writer. It then has no arena at all.
+        map.advise(Advice::DontFork).map_err(exhausted)?;
+        memfd::seal(fd.as_fd()).map_err(|source| MemoryError::Unsealable {
+            kernel: kernel_version(),
+            source,
+        })?;
+        Ok(OwnSegment { id, map, fd })
+    }
+
+    /// The number by which messages refer to this segment; never used twice by one arena.
+    pub(crate) fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// The size in bytes.
+    pub(crate) fn len(&self) -> u64 {
+        self.map.len() as u64
+    }
+
+    /// The descriptor to hand to a peer.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// The address of a byte; the caller holds the range that starts there.
+    pub(crate) fn at(&self, offset: u64) -> NonNull<u8> {
+        assert!(offset < self.len(), "an own offset lies in its segment");
+        // SAFETY: the offset was just checked to lie in the mapping.
+        let place = unsafe { self.map.as_mut_ptr().add(offset as usize) };
+        // SAFETY: a mapping never starts at zero.
+        unsafe { NonNull::new_unchecked(place) }
+    }
+}
+
+/// A segment of a peer's arena: mapped read-only.
+pub(crate) struct PeerSegment {
+    map: MmapRaw,
+}
+
+impl PeerSegment {
+    /// Checks the seals and the size of a descriptor that a peer sent, and maps it for reading.
+    pub(crate) fn map(fd: &OwnedFd, len: u64, most: u64) -> Result<PeerSegment, Fault> {
+        if len == 0 || len > most || !len.is_multiple_of(PAGE) {
+            return Err(Fault::SegmentSize {
+                announced: len,
+                most,
+            });
+        }
+        let seals = memfd::seals(fd.as_fd()).map_err(|_| Fault::NotMemory)?;
+        if seals & memfd::SEALS != memfd::SEALS {
+            return Err(Fault::Unsealed {
+                found: seals,
+                wanted: memfd::SEALS,
+            });
+        }
+        let size = memfd::size(fd.as_fd()).map_err(|_| Fault::NotMemory)?;
+        if size != len {
+            return Err(Fault::SegmentShort {
+                announced: len,
+                found: size,
+            });
+        }
+        let map = MmapOptions::new()
+            .len(len as usize)
+            .populate()
+            .map_raw_read_only(fd)
+            .map_err(|_| Fault::CannotMap { bytes: len })?;
+        Ok(PeerSegment { map })
+    }
+
+    /// The size in bytes.
+    pub(crate) fn len(&self) -> u64 {
+        self.map.len() as u64
+    }
+
+    /// The address of `range`, if all of it lies in the segment and starts on `align`.
+    pub(crate) fn resolve(&self, range: SegmentRef, align: u64) -> Result<NonNull<u8>, Fault> {
+        let end = range.offset.checked_add(range.len);
+        if end.is_none_or(|end| end > self.len()) || !range.offset.is_multiple_of(align) {
+            let SegmentRef {
+                segment,
+                offset,
+                len,
+                ..
+            } = range;
+            return Err(Fault::Reference {
+                segment,
+                offset,
+                len,
+                size: self.len(),
+            });
+        }
+        // An empty range may start at the very end: that is one byte behind, still a valid place.
+        // SAFETY: the offset is at most the length of the mapping.
+        let place = unsafe { self.map.as_mut_ptr().add(range.offset as usize) };
+        // SAFETY: a mapping never starts at zero.
+        Ok(unsafe { NonNull::new_unchecked(place) })
+    }
+}

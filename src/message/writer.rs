@@ -1,0 +1,246 @@
+//! The writer that archives a message where it is sent from.
+//!
+//! Unsafe code: the destination is memory that a peer may read at the same time, so there is no
+//! `&mut [u8]` over it, only a pointer that bytes are copied to. All of it is in two functions here.
+#![allow(unsafe_code)]
+
+use std::ptr;
+
+use rkyv::rancor::Strategy;
+use rkyv::ser::{Positional, Serializer, Writer};
+
+use super::codec::CodecError;
+use crate::memory::loan::LoanBlock;
+
+/// The longest message, in bytes: 1 GiB.
+///
+/// Relative pointers have 31 bits and text has lengths of 30 bits; beyond this, archiving would fail
+/// in less orderly ways.
+pub const MAX_MESSAGE: usize = 1 << 30;
+
+/// Writes a message into a destination of fixed size, and goes on counting when it is full.
+///
+/// So one pass either writes the message, or says exactly how large a destination it needs.
+/// Nothing is written past the end.
+///
+/// # Examples
+///
+/// ```
+/// use rkyv::ser::Writer;
+/// use shmbus::message::{CodecError, SlotWriter};
+///
+/// let mut writer = SlotWriter::counting();
+/// Writer::<CodecError>::write(&mut writer, b"hello")?;
+/// assert!(writer.overflowed());
+/// assert_eq!(writer.needed(), 5);
+/// # Ok::<(), CodecError>(())
+/// ```
+#[derive(Debug)]
+pub struct SlotWriter {
+    /// Start of the destination.
+    ///
+    /// # Invariants
+    ///
+    /// 1. `base` is valid for writes of `capacity` bytes for as long as the writer is used, and
+    ///    nobody else writes there meanwhile.
+    /// 2. `capacity <= MAX_MESSAGE`.
+    base: *mut u8,
+    capacity: usize,
+    /// Where the next byte goes, or would go. Only grows; beyond `capacity` nothing is written.
+    pos: usize,
+    loan: Loans,
+}
+
+/// What the writer knows of elements that were filled in place.
+#[derive(Debug)]
+enum Loans {
+    /// None was met.
+    None,
+    /// The first that was met, and how many bytes came before it: its block would be the better
+    /// destination.
+    Wanted(Wanted),
+    /// The destination is the block of this loan, whose elements stand at this position.
+    Around(LoanBlock, usize),
+}
+
+/// A loan that a message holds, for whoever chooses the destination.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    /// The loan.
+    pub(crate) loan: LoanBlock,
+    /// How many bytes of the message are archived before its elements.
+    pub(crate) before: usize,
+}
+
+impl SlotWriter {
+    /// Creates a writer over `capacity` bytes at `base`.
+    ///
+    /// What is written beyond [`MAX_MESSAGE`] is refused, so a larger capacity is not used.
+    ///
+    /// # Safety
+    ///
+    /// 1. `base` is valid for writes of `capacity` bytes until the writer was last used.
+    /// 2. Nobody else writes there meanwhile, and no Rust reference to these bytes is used.
+    #[inline]
+    pub unsafe fn new(base: *mut u8, capacity: usize) -> Self {
+        Self {
+            base,
+            capacity: capacity.min(MAX_MESSAGE),
+            pos: 0,
+            loan: Loans::None,
+        }
+    }
+
+    /// Creates a writer that only counts.
+    #[inline]
+    pub fn counting() -> Self {
+        Self {
+            base: ptr::NonNull::dangling().as_ptr(),
+            capacity: 0,
+            pos: 0,
+            loan: Loans::None,
+        }
+    }
+
+    /// Returns the position after the last byte that was written or counted.
+    #[inline]
+    pub fn pos(&self) -> usize {
+        self.pos
+    }
+
+    /// Returns how many bytes the destination must have for what was written or counted so far.
+    #[inline]
+    pub fn needed(&self) -> usize {
+        self.pos
+    }
+
+    /// Tells whether something did not fit, so that what stands in the destination is no message.
+    #[inline]
+    pub fn overflowed(&self) -> bool {
+        self.pos > self.capacity
+    }
+
+    /// Says that the elements of `loan` stand at `position` of the destination: they are left out
+    /// of the writing, and what comes after them is written behind them.
+    pub(crate) fn leave_out(&mut self, loan: &LoanBlock, position: usize) {
+        self.loan = Loans::Around(loan.clone(), position);
+    }
+
+    /// Takes the first loan that was met and could not be left out.
+    #[inline]
+    pub(crate) fn take_wanted(&mut self) -> Option<Wanted> {
+        match std::mem::replace(&mut self.loan, Loans::None) {
+            Loans::Wanted(wanted) => Some(wanted),
+            _ => None,
+        }
+    }
+
+    /// Returns what was written, if everything fitted.
+    #[inline]
+    pub(super) fn written(&self) -> Option<*const [u8]> {
+        (!self.overflowed()).then(|| ptr::slice_from_raw_parts(self.base, self.pos))
+    }
+}
+
+impl Positional for SlotWriter {
+    #[inline]
+    fn pos(&self) -> usize {
+        self.pos
+    }
+}
+
+impl Writer<CodecError> for SlotWriter {
+    #[inline]
+    fn write(&mut self, bytes: &[u8]) -> Result<(), CodecError> {
+        // No overflow: `pos` is at most `MAX_MESSAGE` and a slice at most `isize::MAX` long.
+        let end = self.pos + bytes.len();
+        if end <= self.capacity {
+            // SAFETY: `pos <= end <= capacity`, and `base` is valid for `capacity` bytes
+            // (invariant 1).
+            let to = unsafe { self.base.add(self.pos) };
+            // SAFETY: `to` is valid for writes of `bytes.len() = end - pos` bytes, since
+            // `end <= capacity`; nobody holds a reference there (invariant 1), so `bytes` does not
+            // overlap.
+            unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+        } else if end > MAX_MESSAGE {
+            return Err(CodecError::too_large());
+        }
+        self.pos = end;
+        Ok(())
+    }
+}
+
+/// A serializer that knows which bytes of its destination were filled before it began.
+///
+/// A field whose elements the user has filled in place asks for their position, instead of writing
+/// them again.
+pub trait InPlace {
+    /// Returns the position of the loan's elements, if they stand in the destination already and
+    /// nothing was written behind them; they are then passed over.
+    #[doc(hidden)]
+    fn in_place(&mut self, loan: &LoanBlock) -> Option<usize>;
+}
+
+impl InPlace for SlotWriter {
+    #[inline]
+    fn in_place(&mut self, loan: &LoanBlock) -> Option<usize> {
+        match &self.loan {
+            Loans::None => {
+                let before = self.pos;
+                self.loan = Loans::Wanted(Wanted {
+                    loan: loan.clone(),
+                    before,
+                });
+                None
+            }
+            Loans::Around(mine, at) if mine.is(loan) && self.pos <= *at => {
+                let at = *at;
+                // A second field with the same loan is written like any other.
+                self.loan = Loans::None;
+                self.pos = at + loan.bytes();
+                Some(at)
+            }
+            _ => None,
+        }
+    }
+}
+
+impl<W: InPlace, A, S, E> InPlace for Strategy<Serializer<W, A, S>, E> {
+    #[inline]
+    fn in_place(&mut self, loan: &LoanBlock) -> Option<usize> {
+        self.writer.in_place(loan)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn over(bytes: &mut [u8]) -> SlotWriter {
+        // SAFETY: the tests do not touch `bytes` until they are done with the writer.
+        unsafe { SlotWriter::new(bytes.as_mut_ptr(), bytes.len()) }
+    }
+
+    #[test]
+    fn counts_on_when_it_is_full() {
+        let mut bytes = [0xEE; 8];
+        let mut writer = over(&mut bytes);
+        writer.write(b"abcdef").unwrap();
+        assert!(!writer.overflowed());
+        writer.write(b"ghi").unwrap();
+        writer.write(b"j").unwrap();
+        assert!(writer.overflowed());
+        assert_eq!(writer.needed(), 10);
+        assert!(writer.written().is_none());
+        assert_eq!(&bytes, b"abcdef\xEE\xEE");
+    }
+
+    #[test]
+    fn refuses_more_than_the_longest_message() {
+        let mut writer = SlotWriter::counting();
+        writer.pos = MAX_MESSAGE - 1;
+        writer.write(b"a").unwrap();
+        assert!(writer.write(b"b").is_err());
+        assert_eq!(writer.needed(), MAX_MESSAGE);
+    }
+}

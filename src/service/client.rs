@@ -1,0 +1,234 @@
+//! The calling end of a service.
+//!
+//! Unsafe code is needed to borrow a reply that was just validated.
+#![allow(unsafe_code)]
+
+use std::cell::{Cell, RefCell};
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytemuck::Pod;
+
+use super::connect::{Closer, Connected, connect};
+use super::{Failure, MOST_HELD};
+use crate::bus::Shared as BusShared;
+use crate::error::{CallError, ConnectError, SendError};
+use crate::lane::{Body, Bulk, Bytes, Held, Inbox, Message, Outbox, View};
+use crate::message::ShmRequest;
+use crate::sync::heavy_barrier;
+use crate::wait::{Patience, Sleeper, Step, Wait};
+
+/// Calls a service: sends requests, and borrows the replies.
+///
+/// A client is one lane to its server and one back. It goes to another thread, but is not shared
+/// by two: [`try_clone`](Self::try_clone) makes a second one, with lanes of its own, so that no
+/// lock stands on the way of either.
+pub struct Client<R: ShmRequest> {
+    outbox: RefCell<Outbox>,
+    inbox: RefCell<Inbox>,
+    /// How many cells of replies are held as views.
+    held: Cell<usize>,
+    tag: Cell<u16>,
+    wait: Wait,
+    sleeper: Arc<Sleeper>,
+    _closer: Closer,
+    bus: Arc<BusShared>,
+    _request: PhantomData<fn(R)>,
+}
+
+impl<R: ShmRequest> Client<R> {
+    pub(crate) fn connect(
+        bus: &Arc<BusShared>,
+        deadline: Option<Instant>,
+    ) -> Result<Client<R>, ConnectError> {
+        let node = bus.node();
+        let connected = connect::<R, R::Reply>(node, R::SERVICE, true, deadline)?;
+        let Connected {
+            outbox,
+            inbox,
+            closer,
+            sleeper,
+        } = connected;
+        let lost = ConnectError::Lost {
+            pid: outbox.link().pid(),
+            fault: None,
+        };
+        let mut inbox = inbox.ok_or(lost)?;
+        inbox.watch();
+        Ok(Client {
+            outbox: RefCell::new(outbox),
+            inbox: RefCell::new(inbox),
+            held: Cell::new(0),
+            tag: Cell::new(0),
+            wait: node.config().wait,
+            sleeper,
+            _closer: closer,
+            bus: bus.clone(),
+            _request: PhantomData,
+        })
+    }
+
+    /// Chooses how this client waits for replies and for room.
+    pub fn set_wait(&mut self, wait: Wait) {
+        self.wait = wait;
+    }
+
+    /// Makes another client of the same service, with lanes of its own, for another thread.
+    ///
+    /// # Errors
+    ///
+    /// As [`Bus::client`](crate::Bus::client).
+    pub fn try_clone(&self) -> Result<Client<R>, ConnectError> {
+        let mut clone = Client::connect(&self.bus, None)?;
+        clone.wait = self.wait;
+        Ok(clone)
+    }
+
+    /// The process that serves.
+    pub fn server_pid(&self) -> u32 {
+        self.outbox.borrow().link().pid()
+    }
+
+    /// Sends a request and waits for its reply, which is borrowed where the server archived it.
+    ///
+    /// The request is archived into memory of this process that the server reads in place. The
+    /// view hands the reply's memory back when it is dropped; several may be held, in any order.
+    ///
+    /// # Errors
+    ///
+    /// - [`CallError::Send`]: the request was not sent.
+    /// - [`CallError::Lost`], [`CallError::Unanswered`], [`CallError::Failed`]: there will be no
+    ///   reply to it.
+    /// - [`CallError::ViewsHeld`]: too many replies are held. Nothing was sent.
+    #[inline]
+    pub fn call(&self, request: &R) -> Result<View<'_, R::Reply>, CallError> {
+        self.call_until(request, None)
+    }
+
+    /// As [`call`](Self::call), for at most so long.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::TimedOut`] when the time is up while waiting for the reply, which is then
+    /// dropped when it comes; [`SendError::Full`] when it is up before the request was sent.
+    pub fn call_timeout(
+        &self,
+        request: &R,
+        timeout: Duration,
+    ) -> Result<View<'_, R::Reply>, CallError> {
+        self.call_until(request, Instant::now().checked_add(timeout))
+    }
+
+    #[inline]
+    fn call_until(
+        &self,
+        request: &R,
+        deadline: Option<Instant>,
+    ) -> Result<View<'_, R::Reply>, CallError> {
+        let held = self.held.get() + self.inbox.borrow().back().kept();
+        if held > MOST_HELD {
+            return Err(CallError::ViewsHeld { held });
+        }
+        let tag = self.tag.get().wrapping_add(1);
+        self.tag.set(tag);
+        self.outbox
+            .borrow_mut()
+            .send(request, tag, self.wait, deadline)?;
+        let message = self.wait_for(tag, deadline)?;
+        let archived = self.inbox.borrow().validate::<R::Reply>(&message);
+        let held = Held::new(&self.inbox, &self.held, message);
+        match archived {
+            // SAFETY: 1. it is what validation of this very message returned.
+            Ok(archived) => Ok(unsafe { held.view(archived) }),
+            Err(_) => Err(self.lost()),
+        }
+    }
+
+    /// Waits for the reply with this tag. Replies to calls that were given up come before it.
+    #[inline]
+    fn wait_for(&self, tag: u16, deadline: Option<Instant>) -> Result<Message, CallError> {
+        let mut patience = Patience::new(self.wait, deadline);
+        let mut inbox = self.inbox.borrow_mut();
+        loop {
+            // Looked at first: what came before the end is still taken.
+            let closed = inbox.line().is_closed();
+            match inbox.poll() {
+                Ok(Some(message)) if message.tag != tag => inbox.hand_back(message.cell, false),
+                Ok(Some(Message {
+                    body: Body::Failed(why),
+                    cell,
+                    ..
+                })) => {
+                    inbox.hand_back(cell, false);
+                    return Err(self.failure(&inbox, why));
+                }
+                Ok(Some(message)) => return Ok(message),
+                Ok(None) if closed => return Err(lost(&inbox)),
+                Err(_) => return Err(lost(&inbox)),
+                Ok(None) => {
+                    inbox.flush();
+                    match patience.step() {
+                        Step::Again => {}
+                        Step::TimeUp => return Err(CallError::TimedOut),
+                        Step::Sleep(timeout) => self.sleep(&mut inbox, timeout),
+                    }
+                }
+            }
+        }
+    }
+
+    #[cold]
+    fn sleep(&self, inbox: &mut Inbox, timeout: Option<Duration>) {
+        inbox.arm();
+        let odd = self.sleeper.prepare();
+        // SYNC(attend): pairs with the light barrier in `Outbox::signal`.
+        heavy_barrier(inbox.is_asymmetric());
+        if !inbox.is_ready() && !inbox.line().is_closed() {
+            self.sleeper.sleep(odd, timeout);
+        }
+        self.sleeper.awake(odd);
+        inbox.watch();
+    }
+
+    fn failure(&self, inbox: &Inbox, why: u8) -> CallError {
+        let pid = inbox.link().pid();
+        match Failure::text(why) {
+            Some(what) => CallError::Failed { pid, what },
+            None => CallError::Unanswered { pid },
+        }
+    }
+
+    fn lost(&self) -> CallError {
+        lost(&self.inbox.borrow())
+    }
+
+    /// Borrows memory of the slab to fill: bytes that the next request then carries uncopied.
+    ///
+    /// It holds whatever was there before. Put it into a field of type [`Bytes`]; where that field
+    /// is sent by another client or sender, or for the second time, its bytes are copied.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError::TooLarge`], [`SendError::Memory`].
+    pub fn loan_bytes(&self, len: usize) -> Result<Bytes, SendError> {
+        self.loan_slice(len)
+    }
+
+    /// As [`loan_bytes`](Self::loan_bytes), for numbers and other plain elements.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError::TooLarge`], [`SendError::Memory`].
+    pub fn loan_slice<T: Pod>(&self, len: usize) -> Result<Bulk<T>, SendError> {
+        self.outbox.borrow_mut().loan(len)
+    }
+}
+
+#[cold]
+fn lost(inbox: &Inbox) -> CallError {
+    CallError::Lost {
+        pid: inbox.link().pid(),
+        fault: inbox.link().fault(),
+    }
+}

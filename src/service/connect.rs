@@ -1,0 +1,223 @@
+//! Opening a lane pair to a port of another process.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::error::{ConnectError, OpenError};
+use crate::lane::{Inbox, Outbox, complete, offer_end};
+use crate::link::node::{Node, Reach};
+use crate::link::wire::{Control, Refusal, Schemas, Types};
+use crate::link::{HANDSHAKE, LaneId, Line, Link};
+use crate::memory::layout::SegmentRef;
+use crate::message::{ShmMessage, layout_of};
+use crate::schema::{Difference, Schema, diff};
+use crate::wait::Sleeper;
+
+/// A lane pair that is open.
+pub(crate) struct Connected {
+    pub(crate) outbox: Outbox,
+    pub(crate) inbox: Option<Inbox>,
+    pub(crate) closer: Closer,
+    pub(crate) sleeper: Arc<Sleeper>,
+}
+
+/// Ends a lane when dropped.
+pub(crate) struct Closer {
+    link: Arc<Link>,
+    id: LaneId,
+}
+
+impl Closer {
+    pub(crate) fn new(link: Arc<Link>, id: LaneId) -> Closer {
+        Closer { link, id }
+    }
+}
+
+impl Drop for Closer {
+    fn drop(&mut self) {
+        self.link.close_lane(self.id);
+    }
+}
+
+/// The types of a port that receives `T` and replies with `R`, if it replies.
+pub(crate) fn types_of<T: ShmMessage, R: ShmMessage>(replies: bool) -> Types {
+    let reply = replies.then(|| layout_of::<R>().fingerprint);
+    Types {
+        request: layout_of::<T>().fingerprint,
+        reply,
+    }
+}
+
+/// The schemas of such a port.
+pub(crate) fn schemas_of<T: ShmMessage, R: ShmMessage>(replies: bool) -> Schemas {
+    let reply = replies.then(|| layout_of::<R>().schema.to_bytes());
+    Schemas {
+        request: layout_of::<T>().schema.to_bytes(),
+        reply,
+    }
+}
+
+/// How the schemas of a peer differ from those of such a port of ours.
+pub(crate) fn differences<T: ShmMessage, R: ShmMessage>(
+    replies: bool,
+    theirs: &Schemas,
+) -> Vec<Difference> {
+    let ours = schemas_of::<T, R>(replies);
+    let mut all = compare(&ours.request, &theirs.request);
+    if let (Some(ours), Some(theirs)) = (&ours.reply, &theirs.reply) {
+        all.extend(compare(ours, theirs));
+    }
+    all
+}
+
+fn compare(ours: &[u8], theirs: &[u8]) -> Vec<Difference> {
+    match (Schema::from_bytes(ours), Schema::from_bytes(theirs)) {
+        (Ok(ours), Ok(theirs)) => diff(&ours, &theirs),
+        _ => Vec::new(),
+    }
+}
+
+/// Opens lanes to the port `name`, waiting for it to appear until the deadline, if there is one.
+pub(crate) fn connect<T: ShmMessage, R: ShmMessage>(
+    node: &Arc<Node>,
+    name: &str,
+    replies: bool,
+    deadline: Option<Instant>,
+) -> Result<Connected, ConnectError> {
+    crate::link::place::check_name(name)?;
+    let mut pause = Duration::from_micros(200);
+    loop {
+        let result = try_connect::<T, R>(node, name, replies);
+        let retry = match &result {
+            // Nobody yet; or a server that ends right now, as its lock will show.
+            Err(ConnectError::NoServer { .. } | ConnectError::Lost { .. }) => true,
+            Err(ConnectError::Open(OpenError::System { .. })) => true,
+            _ => false,
+        };
+        let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+        match left {
+            Some(left) if retry && !left.is_zero() => {
+                wait_for_server(node, name, pause.min(left));
+                pause = (pause * 2).min(Duration::from_millis(5));
+            }
+            _ => return result,
+        }
+    }
+}
+
+fn wait_for_server(node: &Node, name: &str, pause: Duration) {
+    match (node.reach(), node.all_links().first()) {
+        (Reach::Inherited, Some(link)) => {
+            link.wait_serving(name, Instant::now() + pause);
+        }
+        _ => std::thread::sleep(pause),
+    }
+}
+
+fn no_server(node: &Node, name: &str) -> ConnectError {
+    let place = match node.reach() {
+        Reach::Name { place, .. } => place.port_path(name).display().to_string(),
+        Reach::Inherited => match node.all_links().first() {
+            Some(link) => format!("the link to process {}", link.pid()),
+            None => "a link that has ended".to_owned(),
+        },
+    };
+    ConnectError::NoServer {
+        bus: node.name().to_owned(),
+        service: name.to_owned(),
+        place,
+    }
+}
+
+fn try_connect<T: ShmMessage, R: ShmMessage>(
+    node: &Arc<Node>,
+    name: &str,
+    replies: bool,
+) -> Result<Connected, ConnectError> {
+    let link = match node.reach() {
+        Reach::Name { place, .. } => {
+            let owner = place.find(name)?.ok_or_else(|| no_server(node, name))?;
+            node.link_to(&owner)?
+        }
+        Reach::Inherited => {
+            let link = node.all_links().into_iter().next();
+            link.ok_or_else(|| no_server(node, name))?
+        }
+    };
+    if !link.wait_hello() {
+        return Err(ConnectError::Lost {
+            pid: link.pid(),
+            fault: link.fault(),
+        });
+    }
+    let (sleeper, bell) = node.new_sleeper()?;
+    open_lane::<T, R>(node, &link, name, replies, (sleeper, bell))
+}
+
+fn open_lane<T: ShmMessage, R: ShmMessage>(
+    node: &Arc<Node>,
+    link: &Arc<Link>,
+    name: &str,
+    replies: bool,
+    (sleeper, bell): (Arc<Sleeper>, SegmentRef),
+) -> Result<Connected, ConnectError> {
+    let lost = || ConnectError::Lost {
+        pid: link.pid(),
+        fault: link.fault(),
+    };
+    let offered = offer_end(node, link, (&sleeper, bell), (true, replies), Some(name))?;
+    let line = Line::new(sleeper.clone());
+    let id = link.new_lane(line.clone());
+    let closer = Closer::new(link.clone(), id);
+    let types = types_of::<T, R>(replies);
+    let open = Control::Open {
+        lane: id.number,
+        name: name.to_owned(),
+        types,
+        end: offered.end,
+    };
+    link.say(&open).map_err(|_| lost())?;
+    let theirs = match link.wait_answer(id, Instant::now() + HANDSHAKE) {
+        Some(Ok(end)) => end,
+        Some(Err(Refusal::NoServer)) => return Err(no_server(node, name)),
+        Some(Err(Refusal::NoMemory)) => {
+            return Err(ConnectError::NoAnswer {
+                service: name.to_owned(),
+                pid: link.pid(),
+            });
+        }
+        Some(Err(Refusal::Layout(schemas))) => {
+            let ours = schemas_of::<T, R>(replies);
+            let _ = link.say(&Control::Differs {
+                name: name.to_owned(),
+                schemas: ours,
+            });
+            let differences = differences::<T, R>(replies, &schemas);
+            let service = name.to_owned();
+            return Err(ConnectError::Layout {
+                service,
+                pid: link.pid(),
+                differences,
+            });
+        }
+        None if link.is_dead() => return Err(lost()),
+        None => {
+            return Err(ConnectError::NoAnswer {
+                service: name.to_owned(),
+                pid: link.pid(),
+            });
+        }
+    };
+    let joined = complete::<R>(node, link, &line, offered.near, &theirs, false);
+    let (outbox, inbox) = joined.map_err(|fault| {
+        link.die(Some(fault));
+        lost()
+    })?;
+    let outbox = outbox.ok_or_else(lost)?;
+    Ok(Connected {
+        outbox,
+        inbox,
+        closer,
+        sleeper,
+    })
+}

@@ -1,0 +1,509 @@
+//! A port that many lanes lead to, and one thread that waits for all of them.
+//!
+//! A few lanes that were busy lately are *watched*: looked at directly, so that their senders ring
+//! nobody. All others are *armed*: their senders flip a bit in the doorbell that their process has
+//! at this port, and count the ring. So one look at the counters, one a process, finds every lane
+//! that has something; lanes that are idle cost nothing, however many they are.
+//!
+//! An armed lane is told to be watched, or armed anew, only after its ring was seen (`lane` says
+//! why). What the doorbells say is a hint: a forged bit has a lane looked at in vain, a withheld
+//! one delays nothing but the lane of the peer that withholds it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crossbeam_queue::SegQueue;
+
+use super::connect::Closer;
+use crate::error::{Fault, MemoryError};
+use crate::lane::{Inbox, Message, Outbox, complete, lay_door, offer_end};
+use crate::link::node::{Node, Port};
+use crate::link::wire::{End, Refusal, Schemas, Types};
+use crate::link::{Answer, LaneId, Line, Link, lock};
+use crate::memory::layout::{DOORBELL_LANES, Doorbell, SegmentRef};
+use crate::memory::shared::Shared;
+use crate::message::ShmMessage;
+use crate::sync::{AtomicBool, Ordering, heavy_barrier, load_acquire, load_acquire_u32};
+use crate::wait::{Patience, Sleeper, Step, Wait};
+
+use super::connect::{differences, schemas_of, types_of};
+
+/// How many lanes are looked at directly.
+const MOST_WATCHED: usize = 4;
+/// After so many looks in vain, a watched lane makes room for another.
+const IDLE: u32 = 2_000;
+/// After so many messages of watched lanes, the others are looked after.
+const TURN: u32 = 32;
+
+/// The side of a hub that the quiet thread knows: opens lanes and puts them into its queue.
+pub(crate) struct HubPort {
+    name: String,
+    replies: bool,
+    types: Types,
+    make: fn(&Arc<Node>, &Arc<Link>, &Arc<Line>, crate::lane::Near, &End) -> Joined,
+    schemas: fn(bool) -> Schemas,
+    explain: fn(bool, &Schemas) -> Vec<crate::schema::Difference>,
+    sleeper: Arc<Sleeper>,
+    bell: SegmentRef,
+    opened: SegQueue<Lane>,
+    closed: Arc<SegQueue<usize>>,
+    numbers: Mutex<Numbers>,
+    ended: AtomicBool,
+}
+
+type Joined = Result<(Option<Outbox>, Option<Inbox>), Fault>;
+
+#[derive(Default)]
+struct Numbers {
+    free: Vec<usize>,
+    next: usize,
+}
+
+/// One lane, as the hub has it.
+pub(crate) struct Lane {
+    number: usize,
+    pub(crate) inbox: RefCell<Inbox>,
+    pub(crate) outbox: Option<RefCell<Outbox>>,
+    /// How many cells of its messages are held as views.
+    pub(crate) held: Cell<usize>,
+    door: Option<(Shared<Doorbell>, SegmentRef, u64, u16, bool)>,
+    closing: bool,
+    watched: bool,
+    /// Whether the ring that was last asked for has been seen.
+    rung: bool,
+    idle: u32,
+    _closer: Closer,
+}
+
+/// A doorbell, and what was seen of it.
+struct Door {
+    bell: Shared<Doorbell>,
+    /// The link it belongs to, and its place there.
+    key: (u64, SegmentRef),
+    rings: u32,
+    seen: Box<[u64; DOORBELL_LANES / 64]>,
+    lanes: Box<[u32; DOORBELL_LANES]>,
+    count: usize,
+}
+
+const NOBODY: u32 = u32::MAX;
+
+/// See the module.
+pub(crate) struct Hub {
+    port: Arc<HubPort>,
+    lanes: Vec<Option<Lane>>,
+    watched: Vec<usize>,
+    ready: VecDeque<usize>,
+    doors: Vec<Door>,
+    turn: u32,
+    pub(crate) wait: Wait,
+}
+
+impl HubPort {
+    /// A port that receives `T`, and replies with `R` if it `replies`.
+    pub(crate) fn new<T: ShmMessage, R: ShmMessage>(
+        node: &Node,
+        name: &str,
+        replies: bool,
+    ) -> Result<Arc<HubPort>, MemoryError> {
+        let (sleeper, bell) = node.new_sleeper()?;
+        Ok(Arc::new(HubPort {
+            name: name.to_owned(),
+            replies,
+            types: types_of::<T, R>(replies),
+            make: |node, link, line, near, end| complete::<T>(node, link, line, near, end, true),
+            schemas: schemas_of::<T, R>,
+            explain: differences::<T, R>,
+            sleeper,
+            bell,
+            opened: SegQueue::new(),
+            closed: Arc::new(SegQueue::new()),
+            numbers: Mutex::default(),
+            ended: AtomicBool::new(false),
+        }))
+    }
+
+    fn new_number(&self) -> usize {
+        let mut numbers = lock(&self.numbers);
+        numbers.free.pop().unwrap_or_else(|| {
+            numbers.next += 1;
+            numbers.next - 1
+        })
+    }
+
+    fn door_of(
+        &self,
+        link: &Link,
+        end: &End,
+    ) -> Result<Option<(Shared<Doorbell>, SegmentRef, u64, u16, bool)>, Fault> {
+        let Some((at, bit, stands)) = end.door else {
+            return Err(Fault::Control {
+                what: "a lane without a doorbell",
+            });
+        };
+        if usize::from(bit) >= DOORBELL_LANES {
+            return Err(Fault::Control {
+                what: "a bit outside of its doorbell",
+            });
+        }
+        let bell = lay_door(link, at.into())?;
+        Ok(Some((bell, at.into(), link.token(), bit, stands)))
+    }
+}
+
+impl Port for HubPort {
+    fn accept(
+        &self,
+        node: &Arc<Node>,
+        link: &Arc<Link>,
+        id: LaneId,
+        types: Types,
+        end: End,
+    ) -> Result<Answer, Fault> {
+        if self.ended.load(Ordering::Acquire) {
+            return Ok(Err(Refusal::NoServer));
+        }
+        if types != self.types {
+            return Ok(Err(Refusal::Layout((self.schemas)(self.replies))));
+        }
+        let bell = (&self.sleeper, self.bell);
+        let Ok(offered) = offer_end(node, link, bell, (self.replies, true), None) else {
+            return Ok(Err(Refusal::NoMemory));
+        };
+        let number = self.new_number();
+        let line = Line::one_of_many(self.sleeper.clone(), self.closed.clone(), number);
+        let door = self.door_of(link, &end)?;
+        let (outbox, inbox) = (self.make)(node, link, &line, offered.near, &end)?;
+        let inbox = inbox.ok_or(Fault::Control {
+            what: "a lane that sends nothing",
+        })?;
+        if !link.add_lane(id, line) {
+            return Err(Fault::Control {
+                what: "a lane whose number is in use",
+            });
+        }
+        self.opened.push(Lane {
+            number,
+            inbox: RefCell::new(inbox),
+            outbox: outbox.map(RefCell::new),
+            held: Cell::new(0),
+            door,
+            closing: false,
+            watched: false,
+            rung: false,
+            idle: 0,
+            _closer: Closer::new(link.clone(), id),
+        });
+        self.sleeper.poke();
+        Ok(Ok(offered.end))
+    }
+
+    fn differs(&self, pid: u32, schemas: &Schemas) -> String {
+        let differences = (self.explain)(self.replies, schemas);
+        let mut text = format!(
+            "{:?} was asked for by process {pid} with another layout",
+            self.name
+        );
+        for difference in differences {
+            text += &format!("\n  {difference}");
+        }
+        text
+    }
+
+    fn end(&self) {
+        // SYNC(ended): Release; pairs with Acquire in `Hub::next`.
+        self.ended.store(true, Ordering::Release);
+        self.sleeper.poke();
+    }
+}
+
+impl Hub {
+    pub(crate) fn new(port: Arc<HubPort>, wait: Wait) -> Hub {
+        Hub {
+            port,
+            lanes: Vec::new(),
+            watched: Vec::with_capacity(MOST_WATCHED),
+            ready: VecDeque::new(),
+            doors: Vec::new(),
+            turn: 0,
+            wait,
+        }
+    }
+
+    /// The lane that a message came from.
+    #[inline]
+    pub(crate) fn lane(&self, number: usize) -> &Lane {
+        self.lanes[number]
+            .as_ref()
+            .expect("a message's lane stays while its view borrows the hub")
+    }
+
+    /// Waits for the next message of any lane: until the deadline, or until the port ended.
+    #[inline]
+    pub(crate) fn next(&mut self, deadline: Option<Instant>) -> Next {
+        let mut patience = Patience::new(self.wait, deadline);
+        loop {
+            // SYNC(ended): Acquire, before the look: what came before the end is still taken.
+            let ended = self.port.ended.load(Ordering::Acquire);
+            if let Some((number, message)) = self.look() {
+                return Next::Message(number, message);
+            }
+            if ended {
+                return Next::Ended;
+            }
+            match patience.step() {
+                Step::Again => {}
+                Step::TimeUp => return Next::TimeUp,
+                Step::Sleep(timeout) => self.sleep(timeout),
+            }
+        }
+    }
+
+    /// Looks once.
+    #[inline]
+    pub(crate) fn look(&mut self) -> Option<(usize, Message)> {
+        self.turn += 1;
+        if self.turn < TURN {
+            if let Some(found) = self.look_at_watched() {
+                return Some(found);
+            }
+        }
+        self.turn = 0;
+        if self.port.sleeper.take_poke() {
+            self.take_news();
+        }
+        self.look_at_doors();
+        self.look_at_ready().or_else(|| self.look_at_watched())
+    }
+
+    #[inline]
+    fn look_at_watched(&mut self) -> Option<(usize, Message)> {
+        for at in 0..self.watched.len() {
+            let number = self.watched[at];
+            let Some(lane) = &mut self.lanes[number] else {
+                continue;
+            };
+            let inbox = lane.inbox.get_mut();
+            match inbox.poll() {
+                Ok(Some(message)) => {
+                    lane.idle = 0;
+                    // The next look starts behind this one, so that none keeps the others waiting.
+                    self.watched[at..].rotate_left(1);
+                    return Some((number, message));
+                }
+                Ok(None) => {
+                    inbox.flush();
+                    lane.idle = lane.idle.saturating_add(1);
+                }
+                // The link has ended; the lane's end is in the queue.
+                Err(_) => {}
+            }
+        }
+        None
+    }
+
+    #[inline]
+    fn look_at_doors(&mut self) {
+        for door in &mut self.doors {
+            // SYNC(door): Acquire; pairs with Release in `Outbox::ring`.
+            let rings = load_acquire_u32(&door.bell.rings);
+            if rings == door.rings {
+                continue;
+            }
+            door.rings = rings;
+            for word in 0..DOORBELL_LANES / 64 {
+                // SYNC(door): Acquire; pairs with Release in `Outbox::ring`.
+                let now = load_acquire(&door.bell.ready[word]);
+                let mut rung = now ^ door.seen[word];
+                door.seen[word] = now;
+                while rung != 0 {
+                    let bit = word * 64 + rung.trailing_zeros() as usize;
+                    rung &= rung - 1;
+                    let number = door.lanes[bit] as usize;
+                    if let Some(lane) = self.lanes.get_mut(number).and_then(Option::as_mut) {
+                        lane.rung = true;
+                        self.ready.push_back(number);
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline]
+    fn look_at_ready(&mut self) -> Option<(usize, Message)> {
+        while let Some(number) = self.ready.pop_front() {
+            let Some(lane) = self.lanes.get_mut(number).and_then(Option::as_mut) else {
+                continue;
+            };
+            match lane.inbox.get_mut().poll() {
+                Ok(Some(message)) => {
+                    // Others first, then this one again.
+                    self.ready.push_back(number);
+                    return Some((number, message));
+                }
+                Ok(None) if lane.closing => self.remove(number),
+                Ok(None) => self.settle(number),
+                Err(_) => {}
+            }
+        }
+        None
+    }
+
+    /// A lane that was emptied: from now on it is watched, or rings.
+    fn settle(&mut self, number: usize) {
+        let has_place = self.watched.len() < MOST_WATCHED || self.evict();
+        let Some(lane) = self.lanes[number].as_mut() else {
+            return;
+        };
+        let inbox = lane.inbox.get_mut();
+        inbox.flush();
+        if !lane.rung || lane.watched {
+            return;
+        }
+        if has_place {
+            inbox.watch();
+            (lane.watched, lane.idle) = (true, 0);
+            self.watched.push(number);
+        } else {
+            lane.rung = false;
+            if inbox.rearm() {
+                self.ready.push_back(number);
+            }
+        }
+    }
+
+    /// Arms a watched lane that was idle for long; false where there is none.
+    fn evict(&mut self) -> bool {
+        let idle = |n: &usize| self.lanes[*n].as_ref().is_none_or(|l| l.idle > IDLE);
+        let Some(at) = self.watched.iter().position(idle) else {
+            return false;
+        };
+        let number = self.watched.swap_remove(at);
+        if let Some(lane) = &mut self.lanes[number] {
+            let inbox = lane.inbox.get_mut();
+            (lane.watched, lane.rung) = (false, false);
+            inbox.arm();
+            // SYNC(attend): pairs with the light barrier in `Outbox::signal`.
+            heavy_barrier(inbox.is_asymmetric());
+            if inbox.is_ready() {
+                self.ready.push_back(number);
+            }
+        }
+        true
+    }
+
+    /// Takes lanes that were opened, and notes those that ended.
+    #[cold]
+    fn take_news(&mut self) {
+        while let Some(mut lane) = self.port.opened.pop() {
+            let number = lane.number;
+            if let Some((bell, at, token, bit, stands)) = lane.door.take() {
+                let door = self.door(bell.clone(), (token, at));
+                let (word, mask) = (usize::from(bit) / 64, 1 << (bit % 64));
+                door.seen[word] = door.seen[word] & !mask | if stands { mask } else { 0 };
+                door.lanes[usize::from(bit)] = number as u32;
+                door.count += 1;
+                // Whatever it rang before this is looked at now.
+                door.rings = load_acquire_u32(&door.bell.rings).wrapping_sub(1);
+                lane.door = Some((bell, at, token, bit, stands));
+            }
+            if self.lanes.len() <= number {
+                self.lanes.resize_with(number + 1, || None);
+            }
+            self.lanes[number] = Some(lane);
+            self.ready.push_back(number);
+        }
+        while let Some(number) = self.port.closed.pop() {
+            if let Some(lane) = self.lanes.get_mut(number).and_then(Option::as_mut) {
+                lane.closing = true;
+                self.ready.push_back(number);
+            } else {
+                // It ended before it was taken here, or failed to open.
+                lock(&self.port.numbers).free.push(number);
+            }
+        }
+    }
+
+    fn door(&mut self, bell: Shared<Doorbell>, key: (u64, SegmentRef)) -> &mut Door {
+        let at = self
+            .doors
+            .iter()
+            .position(|d| d.key == key)
+            .unwrap_or_else(|| {
+                self.doors.push(Door {
+                    bell,
+                    key,
+                    rings: 0,
+                    seen: Box::new([0; DOORBELL_LANES / 64]),
+                    lanes: Box::new([NOBODY; DOORBELL_LANES]),
+                    count: 0,
+                });
+                self.doors.len() - 1
+            });
+        &mut self.doors[at]
+    }
+
+    fn remove(&mut self, number: usize) {
+        self.watched.retain(|&n| n != number);
+        let Some(lane) = self.lanes[number].take() else {
+            return;
+        };
+        if let Some((_, at, token, bit, _)) = lane.door {
+            if let Some(i) = self.doors.iter().position(|d| d.key == (token, at)) {
+                let door = &mut self.doors[i];
+                if door.lanes[usize::from(bit)] == number as u32 {
+                    door.lanes[usize::from(bit)] = NOBODY;
+                }
+                door.count -= 1;
+                if door.count == 0 {
+                    self.doors.swap_remove(i);
+                }
+            }
+        }
+        lock(&self.port.numbers).free.push(number);
+    }
+
+    #[cold]
+    fn sleep(&mut self, timeout: Option<Duration>) {
+        let mut asymmetric = false;
+        for number in std::mem::take(&mut self.watched) {
+            if let Some(lane) = &mut self.lanes[number] {
+                lane.inbox.get_mut().arm();
+                (lane.watched, lane.rung) = (false, false);
+                asymmetric |= lane.inbox.get_mut().is_asymmetric();
+                self.ready.push_back(number);
+            }
+        }
+        let odd = self.port.sleeper.prepare();
+        // SYNC(attend): pairs with the light barrier in `Outbox::signal`, and the fence in `ring`.
+        heavy_barrier(asymmetric);
+        // The lanes just armed are looked at once more; none of them needs another barrier, as
+        // none is armed anew before its ring was seen.
+        let lanes = &self.lanes;
+        self.ready.retain(|&n| {
+            lanes[n]
+                .as_ref()
+                .is_some_and(|l| l.closing || l.inbox.borrow().is_ready())
+        });
+        let rung = self
+            .doors
+            .iter()
+            .any(|d| load_acquire_u32(&d.bell.rings) != d.rings);
+        if self.ready.is_empty() && !rung && !self.port.sleeper.is_poked() {
+            self.port.sleeper.sleep(odd, timeout);
+        }
+        self.port.sleeper.awake(odd);
+    }
+}
+
+/// What waiting for a message came to.
+pub(crate) enum Next {
+    /// A message of the lane with this number.
+    Message(usize, Message),
+    /// The time is up.
+    TimeUp,
+    /// Nobody will send any more.
+    Ended,
+}

@@ -1,0 +1,205 @@
+//! Messages that go one way: any number of senders, one receiver.
+//!
+//! Unsafe code is needed to borrow a message that was just validated.
+#![allow(unsafe_code)]
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytemuck::Pod;
+
+use super::connect::{Closer, Connected, connect};
+use super::hub::{Hub, HubPort, Next};
+use crate::bus::Shared as BusShared;
+use crate::error::{ConnectError, ReceiveError, SendError};
+use crate::lane::{Bulk, Bytes, Held, Outbox, View};
+use crate::link::node::Offer;
+use crate::message::ShmMessage;
+use crate::wait::Wait;
+
+/// Receives what any number of senders send under one name, each sender's messages in order.
+pub struct Receiver<T: ShmMessage> {
+    offer: Option<Offer>,
+    hub: Hub,
+    bus: Arc<BusShared>,
+    _message: PhantomData<fn(T)>,
+}
+
+impl<T: ShmMessage> Receiver<T> {
+    pub(crate) fn offer(bus: &Arc<BusShared>, name: &str) -> Result<Receiver<T>, ConnectError> {
+        let node = bus.node();
+        let port = HubPort::new::<T, T>(node, name, false)?;
+        let offer = node.offer(name, port.clone())?;
+        let hub = Hub::new(port, node.config().wait);
+        Ok(Receiver {
+            offer: Some(offer),
+            hub,
+            bus: bus.clone(),
+            _message: PhantomData,
+        })
+    }
+
+    /// Chooses how this receiver waits.
+    pub fn set_wait(&mut self, wait: Wait) {
+        self.hub.wait = wait;
+    }
+
+    /// Waits for the next message of any sender.
+    ///
+    /// `None` once the bus was [closed](crate::Bus::close), or the parent of an inherited link is
+    /// gone, and every message that came before was taken.
+    ///
+    /// # Errors
+    ///
+    /// [`ReceiveError::Forked`].
+    #[inline]
+    #[allow(clippy::should_implement_trait)] // it lends, and can fail
+    pub fn next(&mut self) -> Result<Option<View<'_, T>>, ReceiveError> {
+        self.next_until(None)
+    }
+
+    /// As [`next`](Self::next), for at most so long: `None` also when the time is up.
+    ///
+    /// # Errors
+    ///
+    /// [`ReceiveError::Forked`].
+    pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<View<'_, T>>, ReceiveError> {
+        self.next_until(Instant::now().checked_add(timeout))
+    }
+
+    /// Takes a message if one has come, at once.
+    ///
+    /// # Errors
+    ///
+    /// [`ReceiveError::Forked`].
+    pub fn try_next(&mut self) -> Result<Option<View<'_, T>>, ReceiveError> {
+        self.next_timeout(Duration::ZERO)
+    }
+
+    #[inline]
+    fn next_until(
+        &mut self,
+        deadline: Option<Instant>,
+    ) -> Result<Option<View<'_, T>>, ReceiveError> {
+        if self.bus.node().origin().is_forked() {
+            return Err(ReceiveError::Forked);
+        }
+        let (number, message, archived) = loop {
+            let Next::Message(number, message) = self.hub.next(deadline) else {
+                return Ok(None);
+            };
+            let inbox = self.hub.lane(number).inbox.borrow();
+            // An invalid message has ended its link; the next one may be fine.
+            if let Ok(archived) = inbox.validate::<T>(&message) {
+                break (number, message, archived);
+            }
+        };
+        let lane = self.hub.lane(number);
+        let held = Held::new(&lane.inbox, &lane.held, message);
+        // SAFETY: 1. it is what validation of this very message returned.
+        Ok(Some(unsafe { held.view::<T>(archived) }))
+    }
+}
+
+impl<T: ShmMessage> Drop for Receiver<T> {
+    fn drop(&mut self) {
+        self.offer = None;
+    }
+}
+
+/// Sends messages one way, to the receiver of their name.
+///
+/// A sender is one lane. It goes to another thread, but is not shared by two:
+/// [`try_clone`](Self::try_clone) makes a second one.
+pub struct Sender<T: ShmMessage> {
+    outbox: Outbox,
+    name: String,
+    wait: Wait,
+    _closer: Closer,
+    bus: Arc<BusShared>,
+    _message: PhantomData<fn(T)>,
+}
+
+impl<T: ShmMessage> Sender<T> {
+    pub(crate) fn connect(
+        bus: &Arc<BusShared>,
+        name: &str,
+        deadline: Option<Instant>,
+    ) -> Result<Sender<T>, ConnectError> {
+        let node = bus.node();
+        let Connected { outbox, closer, .. } = connect::<T, T>(node, name, false, deadline)?;
+        Ok(Sender {
+            outbox,
+            name: name.to_owned(),
+            wait: node.config().wait,
+            _closer: closer,
+            bus: bus.clone(),
+            _message: PhantomData,
+        })
+    }
+
+    /// Chooses how this sender waits for room.
+    pub fn set_wait(&mut self, wait: Wait) {
+        self.wait = wait;
+    }
+
+    /// Makes another sender to the same receiver, with a lane of its own, for another thread.
+    ///
+    /// # Errors
+    ///
+    /// As [`Bus::sender`](crate::Bus::sender).
+    pub fn try_clone(&self) -> Result<Sender<T>, ConnectError> {
+        let mut clone = Sender::connect(&self.bus, &self.name, None)?;
+        clone.wait = self.wait;
+        Ok(clone)
+    }
+
+    /// Archives a message where the receiver will borrow it; waits while the lane is full.
+    ///
+    /// # Errors
+    ///
+    /// Each variant of [`SendError`] but `Full`. Nothing was published.
+    #[inline]
+    pub fn send(&mut self, message: &T) -> Result<(), SendError> {
+        self.outbox.send(message, 0, self.wait, None)
+    }
+
+    /// As [`send`](Self::send), but never waits.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError::Full`] where the receiver holds everything that the lane has room for.
+    #[inline]
+    pub fn try_send(&mut self, message: &T) -> Result<(), SendError> {
+        self.outbox.try_send(message, 0)
+    }
+
+    /// As [`send`](Self::send), but waits at most so long.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError::Full`] when the time is up.
+    pub fn send_timeout(&mut self, message: &T, timeout: Duration) -> Result<(), SendError> {
+        self.outbox
+            .send(message, 0, self.wait, Instant::now().checked_add(timeout))
+    }
+
+    /// Borrows memory of the slab to fill; see [`Client::loan_bytes`](crate::Client::loan_bytes).
+    ///
+    /// # Errors
+    ///
+    /// [`SendError::TooLarge`], [`SendError::Memory`].
+    pub fn loan_bytes(&mut self, len: usize) -> Result<Bytes, SendError> {
+        self.loan_slice(len)
+    }
+
+    /// Borrows memory of the slab to fill with numbers.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError::TooLarge`], [`SendError::Memory`].
+    pub fn loan_slice<E: Pod>(&mut self, len: usize) -> Result<Bulk<E>, SendError> {
+        self.outbox.loan(len)
+    }
+}

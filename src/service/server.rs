@@ -1,0 +1,217 @@
+//! The answering end of a service.
+//!
+//! Unsafe code is needed to borrow a request that was just validated.
+#![allow(unsafe_code)]
+
+use std::cell::RefCell;
+use std::marker::PhantomData;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::hub::{Hub, HubPort, Next};
+use super::{Failure, MOST_HELD};
+use crate::bus::Shared as BusShared;
+use crate::error::{ConnectError, Fault, ReceiveError, SendError};
+use crate::lane::{Held, Outbox, View};
+use crate::link::node::Offer;
+use crate::message::ShmRequest;
+use crate::wait::Wait;
+
+/// Answers a service: takes requests of any number of clients, one at a time, and replies.
+///
+/// A client that ends, or breaks the protocol, is dropped without a word here; see
+/// [`Bus::take_incidents`](crate::Bus::take_incidents) for what happened.
+pub struct Server<R: ShmRequest> {
+    // Before the offer, so that nobody is accepted who is not served.
+    offer: Option<Offer>,
+    hub: Hub,
+    bus: Arc<BusShared>,
+    _request: PhantomData<fn(R)>,
+}
+
+impl<R: ShmRequest> Server<R> {
+    pub(crate) fn offer(bus: &Arc<BusShared>) -> Result<Server<R>, ConnectError> {
+        let node = bus.node();
+        let port = HubPort::new::<R, R::Reply>(node, R::SERVICE, true)?;
+        let offer = node.offer(R::SERVICE, port.clone())?;
+        let hub = Hub::new(port, node.config().wait);
+        Ok(Server {
+            offer: Some(offer),
+            hub,
+            bus: bus.clone(),
+            _request: PhantomData,
+        })
+    }
+
+    /// Chooses how this server waits for requests.
+    pub fn set_wait(&mut self, wait: Wait) {
+        self.hub.wait = wait;
+    }
+
+    /// Waits for the next request of any client.
+    ///
+    /// `None` once the bus was [closed](crate::Bus::close), or the parent of an inherited link is
+    /// gone, and every request that came before was taken.
+    ///
+    /// # Errors
+    ///
+    /// [`ReceiveError::Forked`].
+    #[inline]
+    #[allow(clippy::should_implement_trait)] // it lends, and can fail
+    pub fn next(&mut self) -> Result<Option<Call<'_, R>>, ReceiveError> {
+        self.next_until(None)
+    }
+
+    /// As [`next`](Self::next), for at most so long: `None` also when the time is up.
+    ///
+    /// # Errors
+    ///
+    /// [`ReceiveError::Forked`].
+    pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<Call<'_, R>>, ReceiveError> {
+        self.next_until(Instant::now().checked_add(timeout))
+    }
+
+    /// Takes a request if one has come, at once.
+    ///
+    /// # Errors
+    ///
+    /// [`ReceiveError::Forked`].
+    pub fn try_next(&mut self) -> Result<Option<Call<'_, R>>, ReceiveError> {
+        self.next_timeout(Duration::ZERO)
+    }
+
+    #[inline]
+    fn next_until(
+        &mut self,
+        deadline: Option<Instant>,
+    ) -> Result<Option<Call<'_, R>>, ReceiveError> {
+        if self.bus.node().origin().is_forked() {
+            return Err(ReceiveError::Forked);
+        }
+        let (number, message, archived) = loop {
+            let Next::Message(number, message) = self.hub.next(deadline) else {
+                return Ok(None);
+            };
+            let inbox = self.hub.lane(number).inbox.borrow();
+            // An invalid request has ended its link; the next one may be fine.
+            if let Ok(archived) = inbox.validate::<R>(&message) {
+                break (number, message, archived);
+            }
+        };
+        let lane = self.hub.lane(number);
+        let outbox = lane.outbox.as_ref().expect("a server's lanes go both ways");
+        let tag = message.tag;
+        let held = Held::new(&lane.inbox, &lane.held, message);
+        // SAFETY: 1. it is what validation of this very message returned.
+        let view = unsafe { held.view::<R>(archived) };
+        Ok(Some(Call {
+            view: Some(view),
+            outbox,
+            tag,
+            answered: false,
+        }))
+    }
+}
+
+impl<R: ShmRequest> Drop for Server<R> {
+    fn drop(&mut self) {
+        self.offer = None;
+    }
+}
+
+/// A request that was taken: dereferences to the archived request, and takes the reply.
+///
+/// Dropped without a reply, it tells its caller so.
+pub struct Call<'a, R: ShmRequest> {
+    view: Option<View<'a, R>>,
+    outbox: &'a RefCell<Outbox>,
+    tag: u16,
+    answered: bool,
+}
+
+impl<R: ShmRequest> Call<'_, R> {
+    /// Archives the reply where the caller will borrow it.
+    ///
+    /// A caller that is gone needs no reply: that is no error.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError::TooLarge`], [`SendError::Encode`], [`SendError::Memory`]: the caller is told
+    /// that there is no reply, and why.
+    #[inline]
+    pub fn reply(mut self, reply: &R::Reply) -> Result<(), SendError> {
+        self.answered = true;
+        // The request is read; what it took goes back before its caller goes on.
+        self.view = None;
+        let mut outbox = self.outbox.borrow_mut();
+        match outbox.try_send(reply, self.tag) {
+            Ok(()) => Ok(()),
+            Err(error) => unsent(&mut outbox, self.tag, error),
+        }
+    }
+
+    /// The process that called.
+    pub fn caller_pid(&self) -> u32 {
+        self.outbox.borrow().link().pid()
+    }
+
+    /// Makes the owned request, copying what it needs.
+    ///
+    /// # Errors
+    ///
+    /// As [`View::to_value`].
+    pub fn to_value(&self) -> Result<R, crate::CodecError> {
+        self.view().to_value()
+    }
+
+    fn view(&self) -> &View<'_, R> {
+        self.view
+            .as_ref()
+            .expect("only a reply takes the view, and with it the call")
+    }
+}
+
+#[cold]
+fn unsent(outbox: &mut Outbox, tag: u16, error: SendError) -> Result<(), SendError> {
+    let why = match &error {
+        SendError::Closed { .. } => return Ok(()),
+        SendError::Full => {
+            // No client of ours holds so much: this one does not keep to the protocol.
+            outbox
+                .link()
+                .die(Some(Fault::Hoarding { cells: MOST_HELD }));
+            return Ok(());
+        }
+        SendError::TooLarge { .. } => Failure::TooLarge,
+        SendError::Memory(_) => Failure::Memory,
+        SendError::Forked => return Err(error),
+        SendError::Encode { .. } => Failure::Encode,
+    };
+    // A lane too full even for this ends with its link, as above.
+    if outbox.fail(tag, why as u8).is_err() && !outbox.line().is_closed() {
+        outbox
+            .link()
+            .die(Some(Fault::Hoarding { cells: MOST_HELD }));
+    }
+    Err(error)
+}
+
+impl<R: ShmRequest> Deref for Call<'_, R> {
+    type Target = R::Archived;
+
+    #[inline]
+    fn deref(&self) -> &R::Archived {
+        self.view()
+    }
+}
+
+impl<R: ShmRequest> Drop for Call<'_, R> {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.view = None;
+            let mut outbox = self.outbox.borrow_mut();
+            let _ = outbox.fail(self.tag, Failure::Dropped as u8);
+        }
+    }
+}

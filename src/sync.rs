@@ -1,0 +1,61 @@
+//! Atomics, and the barriers that processes share: the only place that names raw atomics.
+//!
+//! Everything above uses these names, so that under `--cfg loom` the same code runs in the model
+//! checker.
+
+#[cfg(not(loom))]
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+
+#[cfg(loom)]
+pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+
+/// Loads a word that the other side publishes with Release.
+///
+/// The memory of a peer is mapped read-only, where the standard library vouches for relaxed
+/// loads; a relaxed load and a fence order what follows just as an acquire load does, and compile
+/// to the same instruction on x86-64.
+#[inline(always)]
+pub(crate) fn load_acquire(word: &AtomicU64) -> u64 {
+    let value = word.load(Ordering::Relaxed);
+    fence(Ordering::Acquire);
+    value
+}
+
+/// [`load_acquire`] for 32 bits.
+#[inline(always)]
+pub(crate) fn load_acquire_u32(word: &AtomicU32) -> u32 {
+    let value = word.load(Ordering::Relaxed);
+    fence(Ordering::Acquire);
+    value
+}
+
+/// The cheap half of a store-load barrier whose dear half is [`heavy_barrier`].
+///
+/// A thread that does *store; `light_barrier(true)`; load* and one that does *store;
+/// `heavy_barrier`; load* cannot both miss the other's store: the heavy half makes every running
+/// thread of a registered process pass a full fence, and a thread that is not running passed one
+/// when it was switched out. With `asymmetric == false` it is a full fence by itself.
+#[inline(always)]
+pub(crate) fn light_barrier(asymmetric: bool) {
+    #[cfg(not(loom))]
+    if asymmetric {
+        std::sync::atomic::compiler_fence(Ordering::SeqCst);
+        return;
+    }
+    #[cfg(loom)]
+    let _ = asymmetric;
+    fence(Ordering::SeqCst);
+}
+
+/// The dear half: see [`light_barrier`]. Costs microseconds where the peer uses the cheap half.
+#[cold]
+pub(crate) fn heavy_barrier(asymmetric: bool) {
+    fence(Ordering::SeqCst);
+    #[cfg(not(loom))]
+    if asymmetric {
+        crate::sys::membarrier::global_expedited();
+        fence(Ordering::SeqCst);
+    }
+    #[cfg(loom)]
+    let _ = asymmetric;
+}

@@ -1,0 +1,61 @@
+//! Memory files that only their maker can write.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// What every arena segment carries: its size is fixed, no new writable mapping can be made, and
+/// no seal can be added any more (Linux 5.1).
+pub(crate) const SEALS: libc::c_int =
+    libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_FUTURE_WRITE | libc::F_SEAL_SEAL;
+
+/// `memfd_create`: a file of `len` bytes in memory, its pages allocated now, so that a full system
+/// is an error here and never a fault later.
+pub(crate) fn create(name: &CStr, len: u64) -> io::Result<OwnedFd> {
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    // Known since Linux 6.3; an older kernel refuses the unknown flag and is asked without it.
+    let fd = memfd(name, flags | libc::MFD_NOEXEC_SEAL).or_else(|_| memfd(name, flags))?;
+    let size = libc::off_t::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: the descriptor is owned and open.
+    check_retry(|| unsafe { libc::ftruncate(fd.as_raw_fd(), size) })?;
+    // SAFETY: the same.
+    check_retry(|| unsafe { libc::fallocate(fd.as_raw_fd(), 0, 0, size) })?;
+    Ok(fd)
+}
+
+fn memfd(name: &CStr, flags: libc::c_uint) -> io::Result<OwnedFd> {
+    // SAFETY: the name is a C string that outlives the call.
+    let fd = super::check(unsafe { libc::memfd_create(name.as_ptr(), flags) })?;
+    // SAFETY: the kernel just gave this descriptor to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn check_retry(mut call: impl FnMut() -> libc::c_int) -> io::Result<()> {
+    loop {
+        match super::check(call()) {
+            Ok(_) => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// `fcntl(F_ADD_SEALS)`: adds [`SEALS`]. Called once the owner's writable mapping stands.
+pub(crate) fn seal(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: plain integers on an open descriptor.
+    super::check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, SEALS) }).map(drop)
+}
+
+/// `fcntl(F_GET_SEALS)`: fails with `EINVAL` where the descriptor is no memory file.
+pub(crate) fn seals(fd: BorrowedFd<'_>) -> io::Result<libc::c_int> {
+    // SAFETY: plain integers on an open descriptor.
+    super::check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) })
+}
+
+/// `fstat`: the size of the file in bytes.
+pub(crate) fn size(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    File::from(fd.try_clone_to_owned()?)
+        .metadata()
+        .map(|m| m.len())
+}

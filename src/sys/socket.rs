@@ -1,0 +1,316 @@
+//! Unix sockets that carry whole messages (`SOCK_SEQPACKET`) and descriptors (`SCM_RIGHTS`).
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+const KIND: libc::c_int = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+
+/// As many descriptors as one message of ours ever carries.
+const MOST_FDS: usize = 4;
+
+/// Who is at the other end, as the kernel saw it when the link was made (`SO_PEERCRED`).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Credentials {
+    pub(crate) pid: u32,
+    pub(crate) uid: u32,
+}
+
+/// One end of a connection.
+pub(crate) struct Socket(OwnedFd);
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl From<OwnedFd> for Socket {
+    fn from(fd: OwnedFd) -> Self {
+        Socket(fd)
+    }
+}
+
+impl Socket {
+    /// `socket` and `connect`.
+    pub(crate) fn connect(path: &Path) -> io::Result<Socket> {
+        let socket = new()?;
+        let (address, len) = address(path)?;
+        // SAFETY: the address is a local of at least `len` bytes.
+        super::check(unsafe {
+            libc::connect(socket.as_raw_fd(), (&raw const address).cast(), len)
+        })?;
+        Ok(Socket(socket))
+    }
+
+    /// `socketpair`.
+    pub(crate) fn pair() -> io::Result<(Socket, Socket)> {
+        let mut fds = [-1; 2];
+        // SAFETY: the array holds the two descriptors that the call writes.
+        super::check(unsafe { libc::socketpair(libc::AF_UNIX, KIND, 0, fds.as_mut_ptr()) })?;
+        let [a, b] = fds.map(|fd| {
+            // SAFETY: the kernel just gave both to us alone.
+            Socket(unsafe { OwnedFd::from_raw_fd(fd) })
+        });
+        Ok((a, b))
+    }
+
+    /// `getsockopt(SO_PEERCRED)`.
+    pub(crate) fn credentials(&self) -> io::Result<Credentials> {
+        let mut cred = libc::ucred {
+            pid: 0,
+            uid: 0,
+            gid: 0,
+        };
+        let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+        // SAFETY: both pointers are to locals, and `len` is the size of the first.
+        super::check(unsafe {
+            libc::getsockopt(
+                self.0.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERCRED,
+                (&raw mut cred).cast(),
+                &raw mut len,
+            )
+        })?;
+        Ok(Credentials {
+            pid: cred.pid as u32,
+            uid: cred.uid,
+        })
+    }
+
+    /// `getsockopt(SO_TYPE)`: whether this descriptor is a socket of our kind.
+    pub(crate) fn is_seqpacket(&self) -> bool {
+        let mut kind: libc::c_int = 0;
+        let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+        // SAFETY: both pointers are to locals, and `len` is the size of the first.
+        let result = unsafe {
+            libc::getsockopt(
+                self.0.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_TYPE,
+                (&raw mut kind).cast(),
+                &raw mut len,
+            )
+        };
+        result == 0 && kind == libc::SOCK_SEQPACKET
+    }
+
+    /// `fcntl(F_SETFD)`: whether the descriptor closes when this process executes another program.
+    pub(crate) fn set_close_on_exec(&self, close: bool) -> io::Result<()> {
+        let flags = if close { libc::FD_CLOEXEC } else { 0 };
+        // SAFETY: plain integers on an open descriptor.
+        super::check(unsafe { libc::fcntl(self.0.as_raw_fd(), libc::F_SETFD, flags) }).map(drop)
+    }
+
+    /// `shutdown`: ends the connection in both directions, for whoever holds it.
+    pub(crate) fn shutdown(&self) {
+        // SAFETY: plain integers; a socket that is not connected is no harm.
+        unsafe { libc::shutdown(self.0.as_raw_fd(), libc::SHUT_RDWR) };
+    }
+
+    /// `sendmsg`: one whole message with at most one descriptor; never blocks, raises no signal.
+    pub(crate) fn send(&self, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let mut iov = libc::iovec {
+            iov_base: bytes.as_ptr().cast_mut().cast(),
+            iov_len: bytes.len(),
+        };
+        let mut control = Control::default();
+        // SAFETY: all zeros is a valid `msghdr`: null pointers and lengths of zero.
+        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+        header.msg_iov = &raw mut iov;
+        header.msg_iovlen = 1;
+        if let Some(fd) = fd {
+            control.put(&mut header, fd.as_raw_fd());
+        }
+        loop {
+            // SAFETY: the header and all that it points to outlive the call.
+            let n = unsafe { libc::sendmsg(self.0.as_raw_fd(), &header, libc::MSG_NOSIGNAL) };
+            match n {
+                -1 => match io::Error::last_os_error() {
+                    e if e.kind() == io::ErrorKind::Interrupted => {}
+                    e => return Err(e),
+                },
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// `recvmsg`: one whole message into `buffer`, and its descriptors.
+    ///
+    /// `Ok(None)` is the end of the connection. A message that does not fit, or that carries more
+    /// descriptors than any of ours, is an error of kind `InvalidData`.
+    pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<(usize, Vec<OwnedFd>)>> {
+        let mut iov = libc::iovec {
+            iov_base: buffer.as_mut_ptr().cast(),
+            iov_len: buffer.len(),
+        };
+        let mut control = Control::default();
+        // SAFETY: all zeros is a valid `msghdr`.
+        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+        header.msg_iov = &raw mut iov;
+        header.msg_iovlen = 1;
+        header.msg_control = control.0.as_mut_ptr().cast();
+        header.msg_controllen = size_of::<Control>();
+        let n = loop {
+            // SAFETY: the header and all that it points to outlive the call.
+            let n =
+                unsafe { libc::recvmsg(self.0.as_raw_fd(), &mut header, libc::MSG_CMSG_CLOEXEC) };
+            match n {
+                -1 => match io::Error::last_os_error() {
+                    e if e.kind() == io::ErrorKind::Interrupted => {}
+                    e if e.raw_os_error() == Some(libc::ECONNRESET) => return Ok(None),
+                    e => return Err(e),
+                },
+                n => break n as usize,
+            }
+        };
+        let fds = Control::take(&header);
+        if header.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0 {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        if n == 0 && fds.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some((n, fds)))
+    }
+}
+
+/// Room for the descriptors of one message, aligned as the kernel wants it.
+#[repr(C, align(8))]
+#[derive(Default)]
+struct Control([u64; 5]);
+// A header of 16 bytes and four descriptors.
+static_assertions::const_assert!(size_of::<Control>() >= 16 + MOST_FDS * size_of::<RawFd>());
+
+impl Control {
+    fn put(&mut self, header: &mut libc::msghdr, fd: RawFd) {
+        const FD: libc::c_uint = size_of::<RawFd>() as libc::c_uint;
+        header.msg_control = self.0.as_mut_ptr().cast();
+        // SAFETY: arithmetic on a constant.
+        header.msg_controllen = unsafe { libc::CMSG_SPACE(FD) } as usize;
+        // SAFETY: the control buffer is larger than one header.
+        let first = unsafe { libc::CMSG_FIRSTHDR(header) };
+        // SAFETY: arithmetic on a constant.
+        let len = unsafe { libc::CMSG_LEN(FD) } as usize;
+        let cmsg = libc::cmsghdr {
+            cmsg_len: len,
+            cmsg_level: libc::SOL_SOCKET,
+            cmsg_type: libc::SCM_RIGHTS,
+        };
+        // SAFETY: `first` points into the control buffer, aligned and with room for a header.
+        unsafe { first.write(cmsg) };
+        // SAFETY: `first` is a header within the buffer.
+        let data = unsafe { libc::CMSG_DATA(first) };
+        // SAFETY: one descriptor's room was counted into `msg_controllen`.
+        unsafe { data.cast::<RawFd>().write_unaligned(fd) };
+    }
+
+    /// Takes ownership of every descriptor that came, so that none is ever left open.
+    fn take(header: &libc::msghdr) -> Vec<OwnedFd> {
+        let mut fds = Vec::new();
+        // SAFETY: the kernel filled the control buffer and its length.
+        let mut at = unsafe { libc::CMSG_FIRSTHDR(header) };
+        while !at.is_null() {
+            // SAFETY: the macros return null or a whole header within the buffer.
+            let cmsg = unsafe { at.read() };
+            if cmsg.cmsg_level == libc::SOL_SOCKET && cmsg.cmsg_type == libc::SCM_RIGHTS {
+                // SAFETY: arithmetic on a constant.
+                let before = unsafe { libc::CMSG_LEN(0) } as usize;
+                let count = cmsg.cmsg_len.saturating_sub(before) / size_of::<RawFd>();
+                // SAFETY: `at` is a header within the buffer.
+                let data = unsafe { libc::CMSG_DATA(at) }.cast::<RawFd>();
+                for i in 0..count {
+                    // SAFETY: `cmsg_len` says that `count` descriptors follow the header.
+                    let place = unsafe { data.add(i) };
+                    // SAFETY: as above; the place may be unaligned.
+                    let fd = unsafe { place.read_unaligned() };
+                    // SAFETY: the kernel installed this descriptor for us alone.
+                    fds.push(unsafe { OwnedFd::from_raw_fd(fd) });
+                }
+            }
+            // SAFETY: `at` is a header within the buffer that `header` describes.
+            at = unsafe { libc::CMSG_NXTHDR(header, at) };
+        }
+        fds
+    }
+}
+
+/// A socket that others connect to; its file stays until [`Listener`]'s owner removes it.
+pub(crate) struct Listener(OwnedFd);
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Listener {
+    /// `socket`, `bind` and `listen`.
+    pub(crate) fn bind(path: &Path) -> io::Result<Listener> {
+        let socket = new()?;
+        let (address, len) = address(path)?;
+        // SAFETY: the address is a local of at least `len` bytes.
+        super::check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) })?;
+        // SAFETY: plain integers on an open descriptor.
+        super::check(unsafe { libc::listen(socket.as_raw_fd(), 1024) })?;
+        Ok(Listener(socket))
+    }
+
+    /// `accept4`: `None` when nobody is waiting.
+    pub(crate) fn accept(&self) -> io::Result<Option<Socket>> {
+        let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+        let null = std::ptr::null_mut();
+        // SAFETY: null pointers say that the address is not wanted.
+        match super::check(unsafe {
+            libc::accept4(self.0.as_raw_fd(), null, std::ptr::null_mut(), flags)
+        }) {
+            // SAFETY: the kernel just gave this descriptor to us alone.
+            Ok(fd) => Ok(Some(Socket(unsafe { OwnedFd::from_raw_fd(fd) }))),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+fn new() -> io::Result<OwnedFd> {
+    // SAFETY: takes integers only.
+    let fd = super::check(unsafe { libc::socket(libc::AF_UNIX, KIND, 0) })?;
+    // SAFETY: the kernel just gave this descriptor to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The address of a path, and its length. A path over 107 bytes has no address.
+fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
+    let bytes = path.as_os_str().as_bytes();
+    // SAFETY: all zeros is a valid `sockaddr_un`: integers only.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    if bytes.len() >= address.sun_path.len() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!(
+                "the socket path {} is longer than 107 bytes",
+                path.display()
+            ),
+        ));
+    }
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+        *to = *from as libc::c_char;
+    }
+    Ok((address, size_of::<libc::sockaddr_un>() as libc::socklen_t))
+}
+
+/// `fcntl(F_SETFD, 0)`: the descriptor survives the execution of another program. Makes one system
+/// call and nothing else, so that a forked child may call it.
+pub(crate) fn keep_over_exec(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: plain integers on an open descriptor.
+    super::check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0) }).map(drop)
+}
+
+/// `fcntl(F_GETFD)`: whether this number is an open descriptor.
+pub(crate) fn is_open(fd: RawFd) -> bool {
+    // SAFETY: plain integers; a number that is no descriptor is an error, no more.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) != -1 }
+}

@@ -1,0 +1,210 @@
+//! How a thread waits for a word to change in somebody else's memory.
+//!
+//! A sleeper sleeps on a *bell*: a word in its own arena, which only threads of its own process
+//! write. A peer cannot change it, but the kernel lets it wake those who sleep on it.
+//!
+//! # Why no wake is lost
+//!
+//! The sleeper (1) makes the bell odd, (2) passes a full barrier, (3) looks at everything it waits
+//! for once more, (4) sleeps in the kernel while the bell still has that odd value.
+//! The ringer (a) publishes, (b) passes a barrier, (c) looks at the bell, (d) if it is odd, wakes.
+//!
+//! By the barriers of (2) and (b), either the look (3) finds what was published, or the look (c)
+//! finds the bell odd. In the second case (d) finds the sleeper in the kernel, or finds nobody:
+//! then it is not there yet, or awake already. The bell still having the same odd value, the ringer
+//! sends a control message over the link, and the sleeper's own quiet thread makes the bell even
+//! and wakes it: a change that (4) cannot miss. So no word needs to be written by two processes,
+//! and no forged value can put anybody to sleep.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::memory::layout::Bell;
+use crate::memory::shared::Shared;
+use crate::sync::{AtomicBool, Ordering, fence, load_acquire_u32};
+use crate::sys::futex;
+
+/// How a port waits while there is nothing for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wait {
+    /// Polls without ever sleeping: the shortest latency, for one whole core.
+    Spin,
+    /// Polls some microseconds, then sleeps until it is woken.
+    #[default]
+    Adaptive,
+    /// Sleeps at once: no time of a core is spent on waiting.
+    Park,
+}
+
+/// Carries the message that a bell should be rung, when the quick way found nobody.
+pub(crate) trait Post: Send + Sync {
+    /// Has the peer's quiet thread ring its bell of this number.
+    fn ring(&self, bell: u32);
+}
+
+/// Wakes the thread of a peer that sleeps on a bell.
+pub(crate) struct Ringer {
+    bell: Shared<Bell>,
+    id: u32,
+    post: Arc<dyn Post>,
+}
+
+impl Ringer {
+    /// A ringer for a peer's bell, which lies in its memory and has this number there.
+    pub(crate) fn new(bell: Shared<Bell>, id: u32, post: Arc<dyn Post>) -> Ringer {
+        Ringer { bell, id, post }
+    }
+
+    /// Wakes the sleeper, if there is one. A full barrier stands before this.
+    #[cold]
+    pub(crate) fn ring(&self) {
+        let word = load_acquire_u32(&self.bell.word);
+        if word % 2 == 1
+            && !futex::wake(&self.bell.word)
+            && load_acquire_u32(&self.bell.word) == word
+        {
+            self.post.ring(self.id);
+        }
+    }
+}
+
+/// One place to sleep, for one thread at a time.
+pub(crate) struct Sleeper {
+    bell: Shared<Bell>,
+    id: u32,
+    poked: AtomicBool,
+}
+
+impl Sleeper {
+    /// A bell of our own, and the number by which peers name it.
+    pub(crate) fn new(bell: Shared<Bell>, id: u32) -> Sleeper {
+        Sleeper {
+            bell,
+            id,
+            poked: AtomicBool::new(false),
+        }
+    }
+
+    /// The number by which peers name it.
+    pub(crate) fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Says that this thread is about to sleep. The caller then passes a barrier and looks again.
+    pub(crate) fn prepare(&self) -> u32 {
+        // Relaxed: the caller's barrier orders this before its look; the word only ever counts up
+        // by threads of this process, and wraps: only its parity and equality are used.
+        let word = self.bell.word.load(Ordering::Relaxed);
+        let odd = word | 1;
+        self.bell.word.store(odd, Ordering::Relaxed);
+        odd
+    }
+
+    /// Sleeps while the bell has the value that [`prepare`](Self::prepare) gave it.
+    pub(crate) fn sleep(&self, odd: u32, timeout: Option<Duration>) {
+        futex::wait(&self.bell.word, odd, timeout);
+    }
+
+    /// Says that this thread is awake.
+    pub(crate) fn awake(&self, odd: u32) {
+        let even = odd.wrapping_add(1);
+        // Relaxed: whoever finds it odd still wakes nobody, which is harmless.
+        let _ = self
+            .bell
+            .word
+            .compare_exchange(odd, even, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Wakes the sleeper from another thread of this process, and has it look around.
+    pub(crate) fn poke(&self) {
+        // SYNC(poke): Release; pairs with Acquire in `take_poke`.
+        self.poked.store(true, Ordering::Release);
+        self.rouse();
+    }
+
+    /// Wakes the sleeper, for a peer that found nobody in the kernel.
+    pub(crate) fn rouse(&self) {
+        // SYNC(poke): either the sleeper's look after its barrier sees the poke, or we see it odd.
+        fence(Ordering::SeqCst);
+        let word = self.bell.word.load(Ordering::Relaxed);
+        if word % 2 == 1 {
+            self.awake(word);
+            futex::wake(&self.bell.word);
+        }
+    }
+
+    /// Whether there was a poke since the last call.
+    #[inline]
+    pub(crate) fn take_poke(&self) -> bool {
+        // SYNC(poke): Acquire; pairs with Release in `poke`.
+        self.poked.load(Ordering::Relaxed) && self.poked.swap(false, Ordering::Acquire)
+    }
+
+    /// Whether a poke waits to be taken.
+    #[inline]
+    pub(crate) fn is_poked(&self) -> bool {
+        self.poked.load(Ordering::Acquire)
+    }
+}
+
+/// What a waiting loop does next.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Look again.
+    Again,
+    /// Sleep, at most so long.
+    Sleep(Option<Duration>),
+    /// The time is up.
+    TimeUp,
+}
+
+/// How long a waiting loop has polled, and what it does next.
+pub(crate) struct Patience {
+    wait: Wait,
+    deadline: Option<Instant>,
+    polls: u32,
+}
+
+impl Patience {
+    /// Adaptive waiting polls about as long as waking a sleeper costs.
+    const ADAPTIVE_POLLS: u32 = 4_000;
+    /// The first polls follow each other at once: the answer may be a cache line away.
+    const EAGER_POLLS: u32 = 256;
+
+    pub(crate) fn new(wait: Wait, deadline: Option<Instant>) -> Patience {
+        Patience {
+            wait,
+            deadline,
+            polls: 0,
+        }
+    }
+
+    /// Called after each look that found nothing.
+    #[inline]
+    pub(crate) fn step(&mut self) -> Step {
+        self.polls = self.polls.wrapping_add(1);
+        match self.wait {
+            Wait::Spin => {}
+            Wait::Adaptive if self.polls < Self::ADAPTIVE_POLLS => {}
+            Wait::Adaptive | Wait::Park => return self.sleep(),
+        }
+        if self.polls > Self::EAGER_POLLS {
+            std::hint::spin_loop();
+        }
+        if self.polls % 128 == 0 && self.deadline.is_some_and(|d| Instant::now() >= d) {
+            return Step::TimeUp;
+        }
+        Step::Again
+    }
+
+    #[cold]
+    fn sleep(&self) -> Step {
+        let Some(deadline) = self.deadline else {
+            return Step::Sleep(None);
+        };
+        match deadline.checked_duration_since(Instant::now()) {
+            None | Some(Duration::ZERO) => Step::TimeUp,
+            left => Step::Sleep(left),
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! The derive, the codec and the schema together, over the public face.
+
+mod shapes;
