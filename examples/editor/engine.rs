@@ -100,11 +100,15 @@ impl Engine {
         self.close(path);
         let path: Arc<str> = path.into();
         let mut seen: HashMap<&str, Sighting> = HashMap::new();
-        let mut before = "";
         for (number, line) in text.lines().enumerate() {
-            for (_, label) in identifiers(line) {
-                let defined = Kind::defined_after(before);
-                before = label;
+            let (mut before, mut end) = ("", 0);
+            for (at, label) in identifiers(line) {
+                let defined = Kind::defined_by(before, &line[end..at], label);
+                end = at + label.len();
+                // `let mut name` defines the name.
+                if label != "mut" {
+                    before = label;
+                }
                 if label.len() < SHORTEST {
                     continue;
                 }
@@ -256,7 +260,11 @@ impl Kind {
         }
     }
 
-    fn defined_after(word: &str) -> Option<Self> {
+    /// What `label` is defined as by the word before it, with `gap` between the two.
+    fn defined_by(word: &str, gap: &str, label: &str) -> Option<Self> {
+        if !gap.trim_start_matches('!').trim().is_empty() {
+            return None;
+        }
         match word {
             "fn" | "def" | "func" | "function" | "macro_rules" => Some(Kind::Function),
             "struct" | "enum" | "trait" | "type" | "union" | "class" | "interface" => {
@@ -264,7 +272,8 @@ impl Kind {
             }
             "mod" | "crate" | "package" | "namespace" => Some(Kind::Module),
             "const" | "static" => Some(Kind::Constant),
-            "let" | "var" => Some(Kind::Variable),
+            // `let Some(…)` takes apart what is defined elsewhere.
+            "let" | "var" if !label.starts_with(char::is_uppercase) => Some(Kind::Variable),
             _ => None,
         }
     }

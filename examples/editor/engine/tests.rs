@@ -109,6 +109,24 @@ fn spelling_tells_the_kind_where_no_definition_does() {
 }
 
 #[test]
+fn a_definition_is_the_word_right_after_its_keyword() {
+    let kind = |line: &str| {
+        let engine = engine(&[("a", line)]);
+        let place = Place {
+            path: "a",
+            line: 1,
+            prefix: "na",
+        };
+        engine.complete(place, 1).0[0].kind
+    };
+    assert_eq!(kind("let mut name = 1;"), Kind::Variable);
+    assert_eq!(kind("macro_rules! name {"), Kind::Function);
+    assert_eq!(kind("call: fn(&name)"), Kind::Word);
+    assert_eq!(kind("let Name(x) = y;"), Kind::Type);
+    assert_eq!(kind("fn\nname"), Kind::Word);
+}
+
+#[test]
 fn replacing_a_document_forgets_its_old_words() {
     let mut engine = engine(&[("a", "old_word shared_word"), ("b", "shared_word")]);
     engine.open("a", "new_word");
