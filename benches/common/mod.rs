@@ -14,7 +14,6 @@ pub mod messages;
 pub mod options;
 pub mod pages;
 pub mod report;
-
 pub mod ring;
 pub mod shared;
 

@@ -60,7 +60,7 @@ impl Shared {
     /// When `offset` is not a multiple of 8 within the mapping.
     #[inline]
     pub fn word(&self, offset: usize) -> &AtomicU64 {
-        assert!(offset.is_multiple_of(8) && offset < self.map.len() - 7);
+        assert!(offset % 8 == 0 && offset < self.map.len() - 7);
         // SAFETY: the word lies within the mapping (assertion above and invariant 1).
         let word = unsafe { self.map.as_mut_ptr().add(offset) };
         // SAFETY: aligned, since a mapping starts on a page; it lives as long as `self`; every

@@ -1,0 +1,90 @@
+//! The engine's process: the index behind two services, until the editor is gone.
+
+use std::sync::{PoisonError, RwLock};
+use std::time::Instant;
+
+use anyhow::{Result, anyhow};
+use shmbus::{Bus, Wait};
+
+use crate::engine::{Candidate, Engine, Place};
+use crate::messages::{
+    ArchivedComplete, ArchivedOpen, Complete, Completions, Item, Open, Opened, checksum,
+};
+
+/// The most items that a reply holds, whatever was asked for.
+const MOST: u32 = 100;
+
+/// Serves the process that started this one. Returns once that one is gone.
+pub fn run(wait: Wait) -> Result<()> {
+    let bus = Bus::from_parent()?;
+    let mut opens = bus.server::<Open>()?;
+    let mut completes = bus.server::<Complete>()?;
+    completes.set_wait(wait);
+    // Documents come seldom: their thread must not take a processor from the one that answers.
+    opens.set_wait(Wait::Park);
+
+    let engine = RwLock::new(Engine::default());
+    std::thread::scope(|scope| {
+        let documents = scope.spawn(|| -> Result<()> {
+            while let Some(call) = opens.next()? {
+                let reply = open(&engine, &call);
+                call.reply(&reply)?;
+            }
+            Ok(())
+        });
+        while let Some(call) = completes.next()? {
+            let reply = complete(&engine, &call);
+            call.reply(&reply)?;
+        }
+        let ended = documents.join();
+        ended.unwrap_or_else(|_| Err(anyhow!("the thread of documents panicked")))
+    })
+}
+
+/// Indexes the text where the editor wrote it.
+fn open(engine: &RwLock<Engine>, request: &ArchivedOpen) -> Opened {
+    let start = Instant::now();
+    let content = request.content.as_slice();
+    let checksum = checksum(content);
+    let text = String::from_utf8_lossy(content);
+    let mut engine = engine.write().unwrap_or_else(PoisonError::into_inner);
+    let identifiers = engine.open(request.path.as_str(), &text);
+    Opened {
+        revision: request.revision.to_native(),
+        bytes: content.len() as u64,
+        checksum,
+        identifiers: identifiers as u32,
+        engine_ns: start.elapsed().as_nanos() as u64,
+    }
+}
+
+fn complete(engine: &RwLock<Engine>, request: &ArchivedComplete) -> Completions {
+    let start = Instant::now();
+    let engine = engine.read().unwrap_or_else(PoisonError::into_inner);
+    let prefix = request.prefix.as_str();
+    let place = Place {
+        path: request.path.as_str(),
+        line: request.line.to_native(),
+        prefix,
+    };
+    let limit = request.limit.to_native().min(MOST);
+    let (found, matched) = engine.complete(place, limit as usize);
+    let typed = prefix.chars().count() as u32;
+    Completions {
+        from: request.column.to_native().saturating_sub(typed),
+        matched: matched as u32,
+        items: found.iter().map(item).collect(),
+        engine_ns: start.elapsed().as_nanos() as u64,
+    }
+}
+
+fn item(candidate: &Candidate<'_>) -> Item {
+    Item {
+        label: candidate.label.to_owned(),
+        kind: candidate.kind.name().to_owned(),
+        score: candidate.score,
+        uses: candidate.uses,
+        path: candidate.path.to_owned(),
+        line: candidate.line,
+    }
+}
