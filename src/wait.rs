@@ -168,6 +168,7 @@ pub(crate) struct Patience {
 impl Patience {
     /// Adaptive waiting polls about as long as waking a sleeper costs.
     const ADAPTIVE_POLLS: u32 = 4_000;
+    const SETTLED_POLLS: u32 = 32;
     /// The first polls follow each other at once: the answer may be a cache line away.
     const EAGER_POLLS: u32 = 256;
 
@@ -195,6 +196,12 @@ impl Patience {
             return Step::TimeUp;
         }
         Step::Again
+    }
+
+    /// True once, after some looks in vain: what can be put off for a moment is due now.
+    #[inline]
+    pub(crate) fn has_settled(&self) -> bool {
+        self.polls == Self::SETTLED_POLLS
     }
 
     #[cold]

@@ -186,7 +186,7 @@ impl Inbox {
     fn extend(&mut self, record: Record) -> Result<(), Fault> {
         let at = reference(&record);
         let cells = at.len as usize / CELL;
-        if !at.len.is_multiple_of(CELL as u64) || cells > MOST_CELLS {
+        if at.len % CELL as u64 != 0 || cells > MOST_CELLS {
             return Err(Fault::Extension {
                 cells,
                 had: 0,

@@ -82,7 +82,7 @@ pub(crate) struct PeerSegment {
 impl PeerSegment {
     /// Checks the seals and the size of a descriptor that a peer sent, and maps it for reading.
     pub(crate) fn map(fd: &OwnedFd, len: u64, most: u64) -> Result<PeerSegment, Fault> {
-        if len == 0 || len > most || !len.is_multiple_of(PAGE) {
+        if len == 0 || len > most || len % PAGE != 0 {
             return Err(Fault::SegmentSize {
                 announced: len,
                 most,
@@ -118,7 +118,7 @@ impl PeerSegment {
     /// The address of `range`, if all of it lies in the segment and starts on `align`.
     pub(crate) fn resolve(&self, range: SegmentRef, align: u64) -> Result<NonNull<u8>, Fault> {
         let end = range.offset.checked_add(range.len);
-        if end.is_none_or(|end| end > self.len()) || !range.offset.is_multiple_of(align) {
+        if end.is_none_or(|end| end > self.len()) || range.offset % align != 0 {
             let SegmentRef {
                 segment,
                 offset,

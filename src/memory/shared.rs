@@ -116,7 +116,7 @@ impl<T: Place> Shared<[T]> {
     /// Zeroes `count` places behind the first `offset` bytes of a block of our own.
     pub(crate) fn own_slice(block: Arc<Block>, offset: usize, count: usize) -> Shared<[T]> {
         let bytes = count * size_of::<T>();
-        assert!(offset.is_multiple_of(align_of::<T>()) && offset + bytes <= block.len());
+        assert!(offset % align_of::<T>() == 0 && offset + bytes <= block.len());
         // SAFETY: the offset lies in the block.
         let place = unsafe { block.start().add(offset) };
         // SAFETY: the range lies in the block, which is ours alone to write.

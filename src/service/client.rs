@@ -173,11 +173,14 @@ impl<R: ShmRequest> Client<R> {
         if inbox.line().is_closed() && !inbox.is_ready() {
             return Err(lost(inbox));
         }
-        inbox.flush();
         match patience.step() {
+            Step::Again if patience.has_settled() => inbox.flush(),
             Step::Again => {}
             Step::TimeUp => return Err(CallError::TimedOut),
-            Step::Sleep(timeout) => self.sleep(inbox, timeout),
+            Step::Sleep(timeout) => {
+                inbox.flush();
+                self.sleep(inbox, timeout);
+            }
         }
         Ok(())
     }

@@ -280,11 +280,36 @@ impl Hub {
             return Some(Next::Ended);
         }
         match patience.step() {
+            // In a stream the next message is a moment away, and hand-backs are worth gathering.
+            Step::Again if patience.has_settled() => self.flush(),
             Step::Again => {}
-            Step::TimeUp => return Some(Next::TimeUp),
-            Step::Sleep(timeout) => self.sleep(timeout),
+            Step::TimeUp => {
+                self.flush();
+                return Some(Next::TimeUp);
+            }
+            Step::Sleep(timeout) => {
+                self.flush();
+                self.sleep(timeout);
+            }
         }
         None
+    }
+
+    /// Looks once, at everything.
+    pub(crate) fn try_next(&mut self) -> Option<(usize, Message)> {
+        let found = self.look();
+        if found.is_none() {
+            self.flush();
+        }
+        found
+    }
+
+    fn flush(&mut self) {
+        for &number in &self.watched {
+            if let Some(lane) = &mut self.lanes[number] {
+                lane.inbox.get_mut().flush();
+            }
+        }
     }
 
     /// Looks at everything once.
@@ -318,7 +343,6 @@ impl Hub {
                 self.watched[at..].rotate_left(1);
                 return Some((number, message));
             }
-            inbox.flush();
             lane.idle = lane.idle.saturating_add(1);
         }
         None
@@ -533,4 +557,15 @@ pub(crate) enum Next {
     TimeUp,
     /// Nobody will send any more.
     Ended,
+}
+
+impl Next {
+    /// The message, if there is one.
+    #[inline(always)]
+    pub(crate) fn message(self) -> Option<(usize, Message)> {
+        match self {
+            Next::Message(number, message) => Some((number, message)),
+            Next::TimeUp | Next::Ended => None,
+        }
+    }
 }

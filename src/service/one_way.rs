@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use bytemuck::Pod;
 
 use super::connect::{Closer, Connected, connect};
-use super::hub::{Hub, HubPort, Next};
+use super::hub::{Hub, HubPort};
 use crate::bus::Shared as BusShared;
 use crate::error::{ConnectError, ReceiveError, SendError};
-use crate::lane::{Bulk, Bytes, Held, Outbox, View};
+use crate::lane::{Bulk, Bytes, Held, Message, Outbox, View};
 use crate::link::node::Offer;
 use crate::message::ShmMessage;
 use crate::wait::Wait;
@@ -56,7 +56,7 @@ impl<T: ShmMessage> Receiver<T> {
     #[inline]
     #[allow(clippy::should_implement_trait)] // it lends, and can fail
     pub fn next(&mut self) -> Result<Option<View<'_, T>>, ReceiveError> {
-        self.next_until(None)
+        self.take(|hub| hub.next(None).message())
     }
 
     /// As [`next`](Self::next), for at most so long: `None` also when the time is up.
@@ -65,7 +65,8 @@ impl<T: ShmMessage> Receiver<T> {
     ///
     /// [`ReceiveError::Forked`].
     pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<View<'_, T>>, ReceiveError> {
-        self.next_until(Instant::now().checked_add(timeout))
+        let deadline = Instant::now().checked_add(timeout);
+        self.take(|hub| hub.next(deadline).message())
     }
 
     /// Takes a message if one has come, at once.
@@ -74,21 +75,19 @@ impl<T: ShmMessage> Receiver<T> {
     ///
     /// [`ReceiveError::Forked`].
     pub fn try_next(&mut self) -> Result<Option<View<'_, T>>, ReceiveError> {
-        self.next_timeout(Duration::ZERO)
+        self.take(|hub| hub.try_next())
     }
 
     #[inline(always)]
-    fn next_until(
+    fn take(
         &mut self,
-        deadline: Option<Instant>,
+        next: impl Fn(&mut Hub) -> Option<(usize, Message)>,
     ) -> Result<Option<View<'_, T>>, ReceiveError> {
         if self.bus.node().origin().is_forked() {
             return Err(ReceiveError::Forked);
         }
         let (number, message, archived) = loop {
-            let Next::Message(number, message) = self.hub.next(deadline) else {
-                return Ok(None);
-            };
+            let Some((number, message)) = next(&mut self.hub) else { return Ok(None) };
             let inbox = self.hub.lane(number).inbox.borrow();
             // An invalid message has ended its link; the next one may be fine.
             if let Some(archived) = inbox.validate::<T>(&message) {

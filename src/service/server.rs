@@ -9,11 +9,11 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::hub::{Hub, HubPort, Next};
+use super::hub::{Hub, HubPort};
 use super::{Failure, MOST_HELD};
 use crate::bus::Shared as BusShared;
 use crate::error::{ConnectError, Fault, ReceiveError, SendError};
-use crate::lane::{Held, Outbox, View};
+use crate::lane::{Held, Message, Outbox, View};
 use crate::link::node::Offer;
 use crate::message::ShmRequest;
 use crate::wait::Wait;
@@ -60,7 +60,7 @@ impl<R: ShmRequest> Server<R> {
     #[inline]
     #[allow(clippy::should_implement_trait)] // it lends, and can fail
     pub fn next(&mut self) -> Result<Option<Call<'_, R>>, ReceiveError> {
-        self.next_until(None)
+        self.take(|hub| hub.next(None).message())
     }
 
     /// As [`next`](Self::next), for at most so long: `None` also when the time is up.
@@ -69,7 +69,8 @@ impl<R: ShmRequest> Server<R> {
     ///
     /// [`ReceiveError::Forked`].
     pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<Call<'_, R>>, ReceiveError> {
-        self.next_until(Instant::now().checked_add(timeout))
+        let deadline = Instant::now().checked_add(timeout);
+        self.take(|hub| hub.next(deadline).message())
     }
 
     /// Takes a request if one has come, at once.
@@ -78,21 +79,19 @@ impl<R: ShmRequest> Server<R> {
     ///
     /// [`ReceiveError::Forked`].
     pub fn try_next(&mut self) -> Result<Option<Call<'_, R>>, ReceiveError> {
-        self.next_timeout(Duration::ZERO)
+        self.take(|hub| hub.try_next())
     }
 
     #[inline(always)]
-    fn next_until(
+    fn take(
         &mut self,
-        deadline: Option<Instant>,
+        next: impl Fn(&mut Hub) -> Option<(usize, Message)>,
     ) -> Result<Option<Call<'_, R>>, ReceiveError> {
         if self.bus.node().origin().is_forked() {
             return Err(ReceiveError::Forked);
         }
         let (number, message, archived) = loop {
-            let Next::Message(number, message) = self.hub.next(deadline) else {
-                return Ok(None);
-            };
+            let Some((number, message)) = next(&mut self.hub) else { return Ok(None) };
             let inbox = self.hub.lane(number).inbox.borrow();
             // An invalid request has ended its link; the next one may be fine.
             if let Some(archived) = inbox.validate::<R>(&message) {

@@ -161,7 +161,7 @@ impl Consumer {
     /// Adds the cells that the sender announced.
     pub(crate) fn extend(&mut self, record: Record, cells: Shared<[Cell]>) -> Result<(), Fault> {
         let count = cells.len();
-        if count == 0 || !count.is_multiple_of(64) || self.cells + count > MOST_CELLS {
+        if count == 0 || count % 64 != 0 || self.cells + count > MOST_CELLS {
             return Err(Fault::Extension {
                 cells: count,
                 had: self.cells,

@@ -287,7 +287,7 @@ impl Producer {
 
     fn add(&mut self, cells: Shared<[Cell]>) {
         let count = cells.len();
-        assert!(count.is_multiple_of(64) && self.cells + count <= MOST_CELLS);
+        assert!(count % 64 == 0 && self.cells + count <= MOST_CELLS);
         self.extents.push(Extent {
             first: self.cells,
             cells,
