@@ -96,7 +96,7 @@ fn lay_sending(block: Arc<Block>) -> (Shared<SenderBlock>, Shared<[Cell]>) {
 /// Joins our side with the peer's, whose every reference is checked first.
 ///
 /// `S` is what we send and `R` what we receive.
-pub(crate) fn complete<R: ShmMessage>(
+pub(crate) fn complete<S: ShmMessage, R: ShmMessage>(
     node: &Arc<Node>,
     link: &Arc<Link>,
     line: &Arc<Line>,
@@ -125,7 +125,7 @@ pub(crate) fn complete<R: ShmMessage>(
         _ => None,
     };
     let outbox = match (near.sends, their.receives) {
-        (Some((block, cells)), Some(receives)) => Some(Outbox::new(OutboxParts {
+        (Some((block, cells)), Some(receives)) => Some(Outbox::new::<S>(OutboxParts {
             node: node.clone(),
             link: link.clone(),
             line: line.clone(),

@@ -208,7 +208,7 @@ fn open_lane<T: ShmMessage, R: ShmMessage>(
             });
         }
     };
-    let joined = complete::<R>(node, link, &line, offered.near, &theirs, false);
+    let joined = complete::<T, R>(node, link, &line, offered.near, &theirs, false);
     let (outbox, inbox) = joined.map_err(|fault| {
         link.die(Some(fault));
         lost()
