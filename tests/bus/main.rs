@@ -1,7 +1,10 @@
 //! Buses as their users have them: real processes, real memory, real ends.
 
+mod fork;
 mod hot_path;
+mod layouts;
 mod one_writer;
+mod race;
 mod support;
 
 /// What another process of a test does: nothing, unless it was started as one.
@@ -17,6 +20,9 @@ fn child() {
         "forbidden" => hot_path::forbidden(),
         "hot-client" => hot_path::client(arguments[0], arguments[1]),
         "hot-server" => hot_path::server(arguments[0]),
+        "forks" => fork::forks(),
+        "forks-with-views" => fork::forks_with_views(),
+        "racer" => race::racer(arguments[0]),
         "holder" => one_writer::holder(arguments[0]),
         other => panic!("no such part: {other}"),
     }
