@@ -410,6 +410,9 @@ impl Outbox {
 
     /// Says that no message comes for this tag.
     pub(crate) fn fail(&mut self, tag: u16, why: u8) -> Result<(), SendError> {
+        if self.origin.is_forked() {
+            return Err(SendError::Forked);
+        }
         self.collect()?;
         let space = self.ring.here(1);
         write_behind_header(&space, &[why]);
@@ -551,6 +554,9 @@ impl Outbox {
 
     /// Memory of our own to fill in place, with room for its message around it.
     pub(crate) fn loan<T: Pod>(&mut self, len: usize) -> Result<Bulk<T>, SendError> {
+        if self.origin.is_forked() {
+            return Err(SendError::Forked);
+        }
         let bytes = len.saturating_mul(size_of::<T>());
         self.check_size(bytes)?;
         self.collect()?;

@@ -84,6 +84,7 @@ pub(crate) fn connect<T: ShmMessage, R: ShmMessage>(
     replies: bool,
     deadline: Option<Instant>,
 ) -> Result<Connected, ConnectError> {
+    node.check_fork()?;
     crate::link::place::check_name(name)?;
     let mut pause = Duration::from_micros(200);
     loop {
