@@ -87,7 +87,9 @@ impl<T: ShmMessage> Receiver<T> {
             return Err(ReceiveError::Forked);
         }
         let (number, message, archived) = loop {
-            let Some((number, message)) = next(&mut self.hub) else { return Ok(None) };
+            let Some((number, message)) = next(&mut self.hub) else {
+                return Ok(None);
+            };
             let inbox = self.hub.lane(number).inbox.borrow();
             // An invalid message has ended its link; the next one may be fine.
             if let Some(archived) = inbox.validate::<T>(&message) {

@@ -91,7 +91,9 @@ impl<R: ShmRequest> Server<R> {
             return Err(ReceiveError::Forked);
         }
         let (number, message, archived) = loop {
-            let Some((number, message)) = next(&mut self.hub) else { return Ok(None) };
+            let Some((number, message)) = next(&mut self.hub) else {
+                return Ok(None);
+            };
             let inbox = self.hub.lane(number).inbox.borrow();
             // An invalid request has ended its link; the next one may be fine.
             if let Some(archived) = inbox.validate::<R>(&message) {
