@@ -88,7 +88,7 @@ impl Config {
         // SAFETY: the closure makes one system call and allocates nothing.
         unsafe { command.pre_exec(inherit) };
         let program = command.get_program().to_owned();
-        let action = format!("start {}", program.display());
+        let action = format!("start {}", program.to_string_lossy());
         let child = command.spawn().map_err(OpenError::system(action))?;
         drop(theirs);
         let bus = Bus::start(Reach::Inherited, self)?;

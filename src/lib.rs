@@ -74,3 +74,7 @@ pub use service::{Call, Client, Receiver, Sender, Server};
 pub use shmbus_derive::ShmMessage;
 pub use shmbus_schema as schema;
 pub use wait::Wait;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDocTests;

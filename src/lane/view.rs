@@ -59,8 +59,9 @@ impl<'a> Held<'a> {
         // SAFETY: it was validated, 1. `self` goes into the view beside the borrow, and hands the
         // record back when the view is dropped; its body keeps a block's segment mapped, and the
         // inbox, borrowed for `'a`, that of the lane.
+        let archived = unsafe { archived.as_ref() };
         View {
-            archived: unsafe { archived.as_ref() },
+            archived,
             held: self,
         }
     }

@@ -76,8 +76,8 @@ impl<T: ?Sized> Clone for Shared<T> {
 pub(crate) unsafe trait Place {}
 #[cfg(not(loom))]
 const _: () = {
-    // SAFETY (all five): they consist of integer atomics, plain padding that is never read, and
-    // bytes behind an `UnsafeCell`.
+    // SAFETY: as the four below, it consists of integer atomics, plain padding that is never read,
+    // and bytes behind an `UnsafeCell`.
     unsafe impl Place for Cell {}
     // SAFETY: as above.
     unsafe impl Place for SenderBlock {}

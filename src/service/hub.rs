@@ -42,7 +42,7 @@ pub(crate) struct HubPort {
     name: String,
     replies: bool,
     types: Types,
-    make: fn(&Arc<Node>, &Arc<Link>, &Arc<Line>, crate::lane::Near, &End) -> Joined,
+    make: Make,
     schemas: fn(bool) -> Schemas,
     explain: fn(bool, &Schemas) -> Vec<crate::schema::Difference>,
     sleeper: Arc<Sleeper>,
@@ -61,6 +61,9 @@ const STREAM: u32 = 8;
 const AWAY: usize = 4;
 
 type Joined = Result<(Option<Outbox>, Option<Inbox>), Fault>;
+type Make = fn(&Arc<Node>, &Arc<Link>, &Arc<Line>, crate::lane::Near, &End) -> Joined;
+/// A peer's doorbell, where it lies, its link's token, a lane's bit in it, and how that bit stood.
+type DoorOf = (Shared<Doorbell>, SegmentRef, u64, u16, bool);
 
 #[derive(Default)]
 struct Numbers {
@@ -75,7 +78,7 @@ pub(crate) struct Lane {
     pub(crate) outbox: Option<RefCell<Outbox>>,
     /// How many cells of its messages are held as views.
     pub(crate) held: Cell<usize>,
-    door: Option<(Shared<Doorbell>, SegmentRef, u64, u16, bool)>,
+    door: Option<DoorOf>,
     closing: bool,
     watched: bool,
     /// Whether the ring that was last asked for has been seen.
@@ -142,11 +145,7 @@ impl HubPort {
         })
     }
 
-    fn door_of(
-        &self,
-        link: &Link,
-        end: &End,
-    ) -> Result<Option<(Shared<Doorbell>, SegmentRef, u64, u16, bool)>, Fault> {
+    fn door_of(&self, link: &Link, end: &End) -> Result<Option<DoorOf>, Fault> {
         let Some((at, bit, stands)) = end.door else {
             return Err(Fault::Control {
                 what: "a lane without a doorbell",

@@ -104,7 +104,8 @@ fn behaves_like_a_queue_whatever_is_held() {
     for seed in 1..40 {
         let (mut ring, mut other, ..) = pair(64);
         let start = u64::MAX - seed * 7;
-        (ring.start_at(start), other.start_at(start));
+        ring.start_at(start);
+        other.start_at(start);
         let mut random = Random(seed * 0x9e37_79b9);
         let (mut sent, mut held) = (VecDeque::new(), Vec::<(Record, u8)>::new());
         let mut count = 0u16;
