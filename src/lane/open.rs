@@ -10,7 +10,7 @@ use super::{FIRST_CELLS, Inbox, Outbox};
 use crate::error::{Fault, MemoryError};
 use crate::link::node::Node;
 use crate::link::wire::{End, SendingEnd};
-use crate::link::{Line, Link};
+use crate::link::{LaneId, Line, Link};
 use crate::memory::arena::Block;
 use crate::memory::layout::{Bell, CELL, Cell, Doorbell, ReceiverBlock, SegmentRef, SenderBlock};
 use crate::memory::ring::HandBack;
@@ -99,7 +99,7 @@ fn lay_sending(block: Arc<Block>) -> (Shared<SenderBlock>, Shared<[Cell]>) {
 pub(crate) fn complete<S: ShmMessage, R: ShmMessage>(
     node: &Arc<Node>,
     link: &Arc<Link>,
-    line: &Arc<Line>,
+    (line, id): (&Arc<Line>, LaneId),
     near: Near,
     their: &End,
     grows_when_full: bool,
@@ -120,7 +120,11 @@ pub(crate) fn complete<S: ShmMessage, R: ShmMessage>(
         (Some(block), Some(sending)) => {
             let (sender, cells) = lay_their_sending(link, sending.cells.into())?;
             let back = HandBack::new(block, sender, ringer()?, node.origin());
-            Some(Inbox::new::<R>(cells, back, link.clone(), line.clone()))
+            Some(Inbox::new::<R>(
+                cells,
+                back,
+                (link.clone(), line.clone(), id),
+            ))
         }
         _ => None,
     };
@@ -129,6 +133,7 @@ pub(crate) fn complete<S: ShmMessage, R: ShmMessage>(
             node: node.clone(),
             link: link.clone(),
             line: line.clone(),
+            id,
             block,
             cells,
             receiver: lay(link, receives.into())?,

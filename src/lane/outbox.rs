@@ -3,6 +3,7 @@
 //! Unsafe code is needed to archive into shared memory.
 #![allow(unsafe_code)]
 
+use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,7 +13,7 @@ use bytemuck::{Pod, bytes_of};
 use super::{Bulk, MOST_INLINE};
 use crate::error::{MemoryError, SendError};
 use crate::link::node::Node;
-use crate::link::{Line, Link};
+use crate::link::{LaneId, Line, Link, Remains};
 use crate::memory::arena::Block;
 use crate::memory::layout::{
     CELL, Cell, Doorbell, HEADER, Kind, MOST_CELLS, ReceiverBlock, SegmentRef, SenderBlock,
@@ -40,6 +41,7 @@ pub(crate) struct OutboxParts {
     pub(crate) node: Arc<Node>,
     pub(crate) link: Arc<Link>,
     pub(crate) line: Arc<Line>,
+    pub(crate) id: LaneId,
     pub(crate) block: Shared<SenderBlock>,
     pub(crate) cells: Shared<[Cell]>,
     pub(crate) receiver: Shared<ReceiverBlock>,
@@ -53,7 +55,7 @@ pub(crate) struct OutboxParts {
 /// See the module.
 pub(crate) struct Outbox {
     parts: OutboxParts,
-    ring: Producer,
+    ring: ManuallyDrop<Producer>,
     origin: Origin,
     asymmetric: bool,
     /// The number of the last ring that was asked for and given.
@@ -94,7 +96,7 @@ impl Outbox {
     /// An outbox for messages of type `S`.
     pub(crate) fn new<S: ShmMessage>(parts: OutboxParts) -> Outbox {
         Outbox {
-            ring: Producer::new(parts.cells.clone(), parts.receiver.clone()),
+            ring: ManuallyDrop::new(Producer::new(parts.cells.clone(), parts.receiver.clone())),
             origin: parts.node.origin(),
             asymmetric: parts.link.is_asymmetric(),
             rung: 0,
@@ -574,6 +576,10 @@ impl Drop for Outbox {
         if let Some(door) = &self.parts.door {
             self.parts.link.free_bit(door.at, door.bit);
         }
+        // SAFETY: taken once, here, and `self` is used no more.
+        let ring = unsafe { ManuallyDrop::take(&mut self.ring) };
+        let remains = Remains::Sent(ring, self.parts.block.clone());
+        self.parts.link.bury(self.parts.id, remains);
     }
 }
 

@@ -209,7 +209,7 @@ fn open_lane<T: ShmMessage, R: ShmMessage>(
             });
         }
     };
-    let joined = complete::<T, R>(node, link, &line, offered.near, &theirs, false);
+    let joined = complete::<T, R>(node, link, (&line, id), offered.near, &theirs, false);
     let (outbox, inbox) = joined.map_err(|fault| {
         link.die(Some(fault));
         lost()

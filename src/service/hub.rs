@@ -61,7 +61,7 @@ const STREAM: u32 = 8;
 const AWAY: usize = 4;
 
 type Joined = Result<(Option<Outbox>, Option<Inbox>), Fault>;
-type Make = fn(&Arc<Node>, &Arc<Link>, &Arc<Line>, crate::lane::Near, &End) -> Joined;
+type Make = fn(&Arc<Node>, &Arc<Link>, (&Arc<Line>, LaneId), crate::lane::Near, &End) -> Joined;
 /// A peer's doorbell, where it lies, its link's token, a lane's bit in it, and how that bit stood.
 type DoorOf = (Shared<Doorbell>, SegmentRef, u64, u16, bool);
 
@@ -183,7 +183,7 @@ impl Port for HubPort {
         let number = self.new_number();
         let line = Line::one_of_many(self.sleeper.clone(), self.closed.clone(), number);
         let door = self.door_of(link, &end)?;
-        let (outbox, inbox) = (self.make)(node, link, &line, offered.near, &end)?;
+        let (outbox, inbox) = (self.make)(node, link, (&line, id), offered.near, &end)?;
         let inbox = inbox.ok_or(Fault::Control {
             what: "a lane that sends nothing",
         })?;

@@ -188,6 +188,18 @@ impl Consumer {
         }
     }
 
+    /// Hands back what came and was not looked at. Cells that would have to be mapped first are
+    /// left to the end of the link.
+    pub(crate) fn drain(&mut self) {
+        for _ in 0..MOST_CELLS {
+            match self.poll() {
+                Ok(Polled::Record(record)) => self.hand_back(record.cell),
+                Ok(Polled::Empty | Polled::Extend(_)) | Err(_) => break,
+            }
+        }
+        self.flush();
+    }
+
     /// What hands back from other threads, and after this half is gone.
     pub(crate) fn back(&self) -> &Arc<HandBack> {
         &self.back
