@@ -3,6 +3,7 @@
 mod fork;
 mod hot_path;
 mod layouts;
+mod lifetimes;
 mod one_writer;
 mod race;
 mod support;
