@@ -59,58 +59,28 @@ fn main() {
         let (mut best_tx, mut best_rx) = (u128::MAX, u128::MAX);
         for _ in 0..200_000u64 {
             let t = std::time::Instant::now();
-            for id in 0..48 {
-                tx.send(&Line {
-                    id,
-                    line: 1,
-                    col: 1,
-                    kind: 1,
-                })
-                .unwrap();
-            }
+            for id in 0..48 { tx.send(&Line { id, line: 1, col: 1, kind: 1 }).unwrap(); }
             best_tx = best_tx.min(t.elapsed().as_nanos());
             let t = std::time::Instant::now();
-            for id in 0..48 {
-                let v = rx.next().unwrap().unwrap();
-                assert!(v.id == id);
-            }
+            for id in 0..48 { let v = rx.next().unwrap().unwrap(); assert!(v.id == id); }
             best_rx = best_rx.min(t.elapsed().as_nanos());
         }
-        println!(
-            "line batch: tx {} rx {}",
-            best_tx as f64 / 48.,
-            best_rx as f64 / 48.
-        );
+        println!("line batch: tx {} rx {}", best_tx as f64/48., best_rx as f64/48.);
     }
     {
         let mut rx = bus.receiver::<Small>("small2").unwrap();
         let mut tx = bus.sender::<Small>("small2").unwrap();
         let (mut best_tx, mut best_rx) = (u128::MAX, u128::MAX);
-        let m = Small {
-            id: 1,
-            line: 1,
-            col: 1,
-            kind: 1,
-            text: "x".repeat(24),
-        };
+        let m = Small { id: 1, line: 1, col: 1, kind: 1, text: "x".repeat(24) };
         for _ in 0..200_000u64 {
             let t = std::time::Instant::now();
-            for _ in 0..48 {
-                tx.send(&m).unwrap();
-            }
+            for _ in 0..48 { tx.send(&m).unwrap(); }
             best_tx = best_tx.min(t.elapsed().as_nanos());
             let t = std::time::Instant::now();
-            for _ in 0..48 {
-                let v = rx.next().unwrap().unwrap();
-                assert!(v.id == 1);
-            }
+            for _ in 0..48 { let v = rx.next().unwrap().unwrap(); assert!(v.id == 1); }
             best_rx = best_rx.min(t.elapsed().as_nanos());
         }
-        println!(
-            "small batch: tx {} rx {}",
-            best_tx as f64 / 48.,
-            best_rx as f64 / 48.
-        );
+        println!("small batch: tx {} rx {}", best_tx as f64/48., best_rx as f64/48.);
     }
     {
         let mut rx = bus.receiver::<Small>("small").unwrap();
