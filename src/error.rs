@@ -195,6 +195,9 @@ pub enum OpenError {
         "no link to a parent: start this program with `Bus::spawn`, and call `Bus::from_parent` once"
     )]
     NoParent,
+    /// The bus was opened before this process was forked off.
+    #[error("this process was forked from the one that opened the bus: open a bus of its own")]
+    Forked,
     /// The peer at the other end cannot be spoken to.
     #[error("the link to process {pid} was refused: {problem}")]
     Peer {

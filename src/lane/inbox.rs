@@ -3,11 +3,12 @@
 //! Unsafe code is needed to borrow a record's bytes.
 #![allow(unsafe_code)]
 
+use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::sync::{Arc, Weak};
 
 use crate::error::Fault;
-use crate::link::{Line, Link};
+use crate::link::{LaneId, Line, Link, Remains};
 use crate::memory::layout::{CELL, Cell, Kind, MOST_CELLS, SegmentRef};
 use crate::memory::ring::{Consumer, HandBack, Polled, Record};
 use crate::memory::segment::PeerSegment;
@@ -31,9 +32,10 @@ pub(crate) struct Message {
 
 /// See the module.
 pub(crate) struct Inbox {
-    ring: Consumer,
+    ring: ManuallyDrop<Consumer>,
     link: Arc<Link>,
     line: Arc<Line>,
+    id: LaneId,
     /// Segments that were referred to lately. Weak, so that a retired one is not held.
     near: Vec<(u32, Weak<PeerSegment>)>,
     align: usize,
@@ -45,15 +47,15 @@ impl Inbox {
     pub(crate) fn new<T: ShmMessage>(
         cells: Shared<[Cell]>,
         back: HandBack,
-        link: Arc<Link>,
-        line: Arc<Line>,
+        (link, line, id): (Arc<Link>, Arc<Line>, LaneId),
     ) -> Inbox {
         let align = layout_of::<T>().align;
-        let ring = Consumer::new(cells, align, Arc::new(back));
+        let ring = ManuallyDrop::new(Consumer::new(cells, align, Arc::new(back)));
         let mut inbox = Inbox {
             ring,
             link,
             line,
+            id,
             near: Vec::new(),
             align,
             attend: 0,
@@ -271,6 +273,14 @@ fn inline(record: &Record) -> Message {
         failed: 0,
         bytes,
         segment: None,
+    }
+}
+
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        // SAFETY: taken once, here, and `self` is used no more.
+        let ring = unsafe { ManuallyDrop::take(&mut self.ring) };
+        self.link.bury(self.id, Remains::Received(ring));
     }
 }
 

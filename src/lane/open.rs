@@ -10,7 +10,7 @@ use super::{FIRST_CELLS, Inbox, Outbox};
 use crate::error::{Fault, MemoryError};
 use crate::link::node::Node;
 use crate::link::wire::{End, SendingEnd};
-use crate::link::{Line, Link};
+use crate::link::{LaneId, Line, Link};
 use crate::memory::arena::Block;
 use crate::memory::layout::{Bell, CELL, Cell, Doorbell, ReceiverBlock, SegmentRef, SenderBlock};
 use crate::memory::ring::HandBack;
@@ -96,10 +96,10 @@ fn lay_sending(block: Arc<Block>) -> (Shared<SenderBlock>, Shared<[Cell]>) {
 /// Joins our side with the peer's, whose every reference is checked first.
 ///
 /// `S` is what we send and `R` what we receive.
-pub(crate) fn complete<R: ShmMessage>(
+pub(crate) fn complete<S: ShmMessage, R: ShmMessage>(
     node: &Arc<Node>,
     link: &Arc<Link>,
-    line: &Arc<Line>,
+    (line, id): (&Arc<Line>, LaneId),
     near: Near,
     their: &End,
     grows_when_full: bool,
@@ -120,15 +120,20 @@ pub(crate) fn complete<R: ShmMessage>(
         (Some(block), Some(sending)) => {
             let (sender, cells) = lay_their_sending(link, sending.cells.into())?;
             let back = HandBack::new(block, sender, ringer()?, node.origin());
-            Some(Inbox::new::<R>(cells, back, link.clone(), line.clone()))
+            Some(Inbox::new::<R>(
+                cells,
+                back,
+                (link.clone(), line.clone(), id),
+            ))
         }
         _ => None,
     };
     let outbox = match (near.sends, their.receives) {
-        (Some((block, cells)), Some(receives)) => Some(Outbox::new(OutboxParts {
+        (Some((block, cells)), Some(receives)) => Some(Outbox::new::<S>(OutboxParts {
             node: node.clone(),
             link: link.clone(),
             line: line.clone(),
+            id,
             block,
             cells,
             receiver: lay(link, receives.into())?,

@@ -3,6 +3,7 @@
 //! Unsafe code is needed to archive into shared memory.
 #![allow(unsafe_code)]
 
+use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,7 +13,7 @@ use bytemuck::{Pod, bytes_of};
 use super::{Bulk, MOST_INLINE};
 use crate::error::{MemoryError, SendError};
 use crate::link::node::Node;
-use crate::link::{Line, Link};
+use crate::link::{LaneId, Line, Link, Remains};
 use crate::memory::arena::Block;
 use crate::memory::layout::{
     CELL, Cell, Doorbell, HEADER, Kind, MOST_CELLS, ReceiverBlock, SegmentRef, SenderBlock,
@@ -40,6 +41,7 @@ pub(crate) struct OutboxParts {
     pub(crate) node: Arc<Node>,
     pub(crate) link: Arc<Link>,
     pub(crate) line: Arc<Line>,
+    pub(crate) id: LaneId,
     pub(crate) block: Shared<SenderBlock>,
     pub(crate) cells: Shared<[Cell]>,
     pub(crate) receiver: Shared<ReceiverBlock>,
@@ -53,7 +55,7 @@ pub(crate) struct OutboxParts {
 /// See the module.
 pub(crate) struct Outbox {
     parts: OutboxParts,
-    ring: Producer,
+    ring: ManuallyDrop<Producer>,
     origin: Origin,
     asymmetric: bool,
     /// The number of the last ring that was asked for and given.
@@ -62,7 +64,11 @@ pub(crate) struct Outbox {
     known: Vec<u32>,
     /// Whether the last message went through the slab: then the next one likely does.
     was_large: bool,
+    /// Whether the last message took more than one cell: then it is not worth staging the next.
+    was_long: bool,
     most: usize,
+    /// Where a message starts behind its record: behind the header, on its own alignment.
+    start: usize,
 }
 
 /// Why a message was not sent at once.
@@ -87,15 +93,18 @@ impl From<SendError> for Stop {
 }
 
 impl Outbox {
-    pub(crate) fn new(parts: OutboxParts) -> Outbox {
+    /// An outbox for messages of type `S`.
+    pub(crate) fn new<S: ShmMessage>(parts: OutboxParts) -> Outbox {
         Outbox {
-            ring: Producer::new(parts.cells.clone(), parts.receiver.clone()),
+            ring: ManuallyDrop::new(Producer::new(parts.cells.clone(), parts.receiver.clone())),
             origin: parts.node.origin(),
             asymmetric: parts.link.is_asymmetric(),
             rung: 0,
             known: Vec::new(),
             was_large: false,
+            was_long: false,
             most: parts.node.config().max_message,
+            start: layout_of::<S>().align,
             parts,
         }
     }
@@ -152,9 +161,16 @@ impl Outbox {
         if self.parts.line.is_closed() {
             return Err(Stop::Never(self.closed()));
         }
-        let start = layout_of::<T>().align;
+        let start = self.start;
         if self.was_large && self.send_large_again(value, tag)?.is_some() {
             return Ok(());
+        }
+        if !self.was_long {
+            let mut stage = Stage::default();
+            let len = stage.encode(value, start)?;
+            if start + len <= CELL {
+                return self.publish_staged(&stage, start, len, tag);
+            }
         }
         let space = self.ring.here(MOST_INLINE / CELL);
         let capacity = space.bytes().saturating_sub(start);
@@ -164,6 +180,20 @@ impl Outbox {
             return self.publish_inline(&space, start, needed, tag);
         }
         self.send_elsewhere(value, start, needed, loans.into_wanted(), tag)
+    }
+
+    /// Publishes a message of one cell.
+    #[inline(always)]
+    fn publish_staged(
+        &mut self,
+        stage: &Stage,
+        start: usize,
+        len: usize,
+        tag: u16,
+    ) -> Result<(), Stop> {
+        let space = self.ring.here(1);
+        stage.copy_to(&space);
+        self.publish_inline(&space, start, len, tag)
     }
 
     #[inline(always)]
@@ -176,6 +206,7 @@ impl Outbox {
     ) -> Result<(), Stop> {
         let record = (Kind::Inline, len as u16, tag);
         let cells = cells_for(start, len);
+        self.was_long = cells > 1;
         match self.ring.publish(space, record, cells, None) {
             Ok(()) => self.signal(),
             Err(NoRoom) => self.publish_late(space, record, cells)?,
@@ -267,6 +298,9 @@ impl Outbox {
             }
             // No room around the loan: then its elements are copied like any others.
         }
+        if self.is_over_budget(needed) {
+            return Err(Stop::Wait);
+        }
         let block = match self.ring.take_returned(needed) {
             Some(block) => block,
             None => match self.parts.node.arena().allocate(needed as u64) {
@@ -286,6 +320,15 @@ impl Outbox {
         self.publish_block(block, reference, tag)?;
         self.was_large = true;
         Ok(())
+    }
+
+    /// Whether so many bytes more would be more than one lane may have out. A stream of large
+    /// messages goes fastest through a few blocks that stay in the caches. A lane of replies is
+    /// bounded by what its client may hold.
+    fn is_over_budget(&self, bytes: usize) -> bool {
+        const BUDGET: usize = 8 << 20;
+        let lent = self.ring.lent_bytes();
+        !self.parts.grows_when_full && lent > bytes.saturating_mul(3) && lent + bytes > BUDGET
     }
 
     /// Archives a message around the elements of a loan; false where it needs more room.
@@ -369,6 +412,9 @@ impl Outbox {
 
     /// Says that no message comes for this tag.
     pub(crate) fn fail(&mut self, tag: u16, why: u8) -> Result<(), SendError> {
+        if self.origin.is_forked() {
+            return Err(SendError::Forked);
+        }
         self.collect()?;
         let space = self.ring.here(1);
         write_behind_header(&space, &[why]);
@@ -510,6 +556,9 @@ impl Outbox {
 
     /// Memory of our own to fill in place, with room for its message around it.
     pub(crate) fn loan<T: Pod>(&mut self, len: usize) -> Result<Bulk<T>, SendError> {
+        if self.origin.is_forked() {
+            return Err(SendError::Forked);
+        }
         let bytes = len.saturating_mul(size_of::<T>());
         self.check_size(bytes)?;
         self.collect()?;
@@ -527,12 +576,46 @@ impl Drop for Outbox {
         if let Some(door) = &self.parts.door {
             self.parts.link.free_bit(door.at, door.bit);
         }
+        // SAFETY: taken once, here, and `self` is used no more.
+        let ring = unsafe { ManuallyDrop::take(&mut self.ring) };
+        let remains = Remains::Sent(ring, self.parts.block.clone());
+        self.parts.link.bury(self.parts.id, remains);
     }
 }
 
 fn encode_error(error: crate::message::EncodeError) -> SendError {
     SendError::Encode {
         what: error.to_string(),
+    }
+}
+
+/// A cell on the stack, in which a message of one cell is archived first.
+///
+/// The receiver may be polling the cell it will be in. Were it written there field by field, the
+/// cache line would go to the receiver and back in between; copied at once, it goes one time.
+/// Zeroed first, so that a cell never shows what was on the stack.
+#[derive(Default)]
+#[repr(C, align(64))]
+struct Stage([u64; CELL / 8]);
+
+impl Stage {
+    /// Archives a value at `start`; returns how many bytes it needs there.
+    #[inline(always)]
+    fn encode<T: ShmMessage>(&mut self, value: &T, start: usize) -> Result<usize, Stop> {
+        let base = self.0.as_mut_ptr().cast::<u8>().wrapping_add(start);
+        // SAFETY: 1. and 2. so many bytes of our own are left there, and `self` is not used
+        // meanwhile.
+        let writer = unsafe { SlotWriter::new(base, CELL.saturating_sub(start)) };
+        encode(value, writer).map_err(|e| encode_error(e).into())
+    }
+
+    /// Copies all but the header, which is published later.
+    #[inline(always)]
+    fn copy_to(&self, space: &Space) {
+        // SAFETY: the space has at least one cell.
+        let to = unsafe { space.start().as_ptr().cast::<u64>().add(1) };
+        // SAFETY: the cell is free and ours, and no part of the stage.
+        unsafe { to.copy_from_nonoverlapping(self.0[1..].as_ptr(), CELL / 8 - 1) };
     }
 }
 

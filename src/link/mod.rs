@@ -27,7 +27,8 @@ use std::time::{Duration, Instant};
 use crossbeam_queue::SegQueue;
 
 use crate::error::Fault;
-use crate::memory::layout::{Doorbell, LAYOUT_VERSION, SegmentRef};
+use crate::memory::layout::{Doorbell, LAYOUT_VERSION, SegmentRef, SenderBlock};
+use crate::memory::ring::{Consumer, Producer};
 use crate::memory::segment::{OwnSegment, PeerSegment};
 use crate::memory::shared::Shared;
 use crate::sync::{AtomicBool, Ordering};
@@ -126,9 +127,40 @@ pub(crate) struct Link {
 struct State {
     serving: HashSet<String>,
     answers: HashMap<u32, Option<Answer>>,
-    lanes: HashMap<LaneId, Arc<Line>>,
+    lanes: HashMap<LaneId, LaneEntry>,
+    /// Senders' halves of lanes that are closed on both sides, and of which views are still kept.
+    lingering: Vec<Producer>,
     doors: HashMap<String, Vec<Door>>,
     next_lane: u32,
+}
+
+/// A lane, until both sides have closed it.
+struct LaneEntry {
+    line: Arc<Line>,
+    ours_closed: bool,
+    theirs_closed: bool,
+    /// What the peer may still look at.
+    remains: Vec<Remains>,
+}
+
+impl LaneEntry {
+    fn new(line: Arc<Line>) -> LaneEntry {
+        LaneEntry {
+            line,
+            ours_closed: false,
+            theirs_closed: false,
+            remains: Vec::new(),
+        }
+    }
+}
+
+/// Half of a lane that its port has dropped. Its memory is the lane's until the peer has closed
+/// its side too: the peer reads cells, flags and hand-backs as long as it has not.
+pub(crate) enum Remains {
+    /// What was sent, and what of it was not handed back.
+    Sent(Producer, #[allow(dead_code)] Shared<SenderBlock>),
+    /// What was received, and what of it was not looked at.
+    Received(Consumer),
 }
 
 /// A doorbell of ours at one port of the peer's, and which of its bits are in use.
@@ -376,13 +408,10 @@ impl Link {
             Control::Refused { lane, why } => self.answered(lane, Err(why))?,
             Control::Differs { name, schemas } => node.differs(self.pid(), &name, &schemas),
             Control::Closed { lane, mine } => {
-                let line = self.state().lanes.remove(&LaneId {
+                self.closed(LaneId {
                     ours: !mine,
                     number: lane,
                 });
-                if let Some(line) = line {
-                    line.close();
-                }
             }
             Control::Ring { bell } => node.rouse(bell),
             Control::Serving { name } => {
@@ -434,7 +463,17 @@ impl Link {
     fn answered(&self, lane: u32, answer: Answer) -> Result<(), Fault> {
         let mut state = self.state();
         match state.answers.get_mut(&lane) {
-            Some(slot @ None) => *slot = Some(answer),
+            Some(slot @ None) => {
+                let refused = answer.is_err();
+                *slot = Some(answer);
+                let id = LaneId {
+                    ours: true,
+                    number: lane,
+                };
+                if let Some(entry) = state.lanes.get_mut(&id) {
+                    entry.theirs_closed = refused;
+                }
+            }
             _ => {
                 return Err(Fault::Control {
                     what: "an answer that nobody waits for",
@@ -454,7 +493,7 @@ impl Link {
         };
         state.next_lane = state.next_lane.wrapping_add(1);
         state.answers.insert(id.number, None);
-        state.lanes.insert(id, line);
+        state.lanes.insert(id, LaneEntry::new(line));
         id
     }
 
@@ -498,20 +537,83 @@ impl Link {
         match self.state().lanes.entry(id) {
             std::collections::hash_map::Entry::Occupied(_) => false,
             std::collections::hash_map::Entry::Vacant(place) => {
-                place.insert(line);
+                place.insert(LaneEntry::new(line));
                 true
             }
         }
     }
 
-    /// Ends a lane from our side.
+    /// Ends a lane from our side. Its halves were buried before.
     pub(crate) fn close_lane(&self, id: LaneId) {
-        if self.state().lanes.remove(&id).is_some() && !self.is_dead() {
-            let _ = self.say(&Control::Closed {
-                lane: id.number,
-                mine: id.ours,
-            });
+        let mut state = self.state();
+        let Some(entry) = state.lanes.get_mut(&id) else {
+            return;
+        };
+        entry.ours_closed = true;
+        let gone = if entry.theirs_closed {
+            state.lanes.remove(&id)
+        } else {
+            None
+        };
+        drop(state);
+        drop(gone);
+        let _ = self.say(&Control::Closed {
+            lane: id.number,
+            mine: id.ours,
+        });
+    }
+
+    /// The peer has closed a lane: it looks at nothing of it any more, but for what it keeps.
+    fn closed(&self, id: LaneId) {
+        let mut state = self.state();
+        let Some(entry) = state.lanes.get_mut(&id) else {
+            return;
+        };
+        entry.theirs_closed = true;
+        let line = entry.line.clone();
+        let remains = std::mem::take(&mut entry.remains);
+        if entry.ours_closed {
+            state.lanes.remove(&id);
         }
+        drop(state);
+        remains.into_iter().for_each(|remains| self.settle(remains));
+        line.close();
+    }
+
+    /// Takes half of a lane from its port, for as long as the peer may look at it.
+    pub(crate) fn bury(&self, id: LaneId, remains: Remains) {
+        let mut state = self.state();
+        match state.lanes.get_mut(&id) {
+            Some(entry) if !entry.theirs_closed => entry.remains.push(remains),
+            Some(_) => {
+                drop(state);
+                self.settle(remains);
+            }
+            // The link is dead, or the lane was never opened.
+            None => drop(state),
+        }
+    }
+
+    /// Half of a lane whose other half is gone.
+    fn settle(&self, remains: Remains) {
+        let mut done = Vec::new();
+        match remains {
+            Remains::Received(mut ring) => ring.drain(),
+            Remains::Sent(ring, _) => {
+                let mut state = self.state();
+                state.lingering.push(ring);
+                // Dropped below, without the lock: that gives memory back, and may tell peers so.
+                for mut ring in std::mem::take(&mut state.lingering) {
+                    let keeps = if ring.is_lent() {
+                        &mut state.lingering
+                    } else {
+                        &mut done
+                    };
+                    keeps.push(ring);
+                }
+            }
+        }
+        drop(done);
     }
 
     /// A free bit in a doorbell of ours at the peer's port of this name.
@@ -557,12 +659,20 @@ impl Link {
             return;
         }
         self.socket.shutdown();
-        let lanes = std::mem::take(&mut self.state().lanes);
-        lanes.values().for_each(|line| line.close());
+        let (lanes, lingering) = {
+            let mut state = self.state();
+            (
+                std::mem::take(&mut state.lanes),
+                std::mem::take(&mut state.lingering),
+            )
+        };
+        lanes.values().for_each(|entry| entry.line.close());
         self.changed.notify_all();
         if let Some(node) = self.node.upgrade() {
             node.forget(self.token);
         }
+        // Without a lock: this gives memory back, and may tell other peers so.
+        drop((lanes, lingering));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -160,6 +160,14 @@ impl Node {
         }
     }
 
+    /// Refuses to go on in a forked child, which has no arena.
+    pub(crate) fn check_fork(&self) -> Result<(), OpenError> {
+        if self.origin.is_forked() {
+            return Err(OpenError::Forked);
+        }
+        Ok(())
+    }
+
     pub(crate) fn reach(&self) -> &Reach {
         &self.reach
     }

@@ -165,6 +165,30 @@ pub(crate) fn is_stamped(word: u64, stamp: u64) -> bool {
     word & STAMP == stamp
 }
 
+/// Whether this word carries that stamp and is the header of a message in the cells.
+#[inline(always)]
+pub(crate) fn is_stamped_inline(word: u64, stamp: u64) -> bool {
+    word & 0xffff == stamp | (Kind::Inline as u64) << 12
+}
+
+/// The length of the payload that a header speaks of, in bytes.
+#[inline(always)]
+pub(crate) fn len_of(word: u64) -> u16 {
+    (word >> 16) as u16
+}
+
+/// The cell of the next record that a header speaks of.
+#[inline(always)]
+pub(crate) fn next_of(word: u64) -> usize {
+    usize::from((word >> 32) as u16)
+}
+
+/// The tag of a header.
+#[inline(always)]
+pub(crate) fn tag_of(word: u64) -> u16 {
+    (word >> 48) as u16
+}
+
 /// A word that does not carry that stamp, and is no header.
 #[inline(always)]
 pub(crate) fn unstamped(stamp: u64) -> u64 {
@@ -187,9 +211,9 @@ impl Header {
     pub(crate) fn from_word(word: u64) -> Option<Header> {
         Some(Header {
             kind: Kind::from_bits(word >> 12 & 0xf)?,
-            len: (word >> 16) as u16,
-            next: (word >> 32) as u16,
-            tag: (word >> 48) as u16,
+            len: len_of(word),
+            next: next_of(word) as u16,
+            tag: tag_of(word),
         })
     }
 }
@@ -197,7 +221,8 @@ impl Header {
 /// How many cells a record takes whose payload starts at `start` and has `len` bytes.
 #[inline(always)]
 pub(crate) fn cells_for(start: usize, len: usize) -> usize {
-    (start + len).div_ceil(CELL).max(1)
+    // A payload starts behind a header, so this is never zero.
+    (start + len).div_ceil(CELL)
 }
 
 #[cfg(all(test, not(loom)))]

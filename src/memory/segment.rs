@@ -139,3 +139,73 @@ impl PeerSegment {
         Ok(unsafe { NonNull::new_unchecked(place) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOST: u64 = 1 << 20;
+
+    fn file(len: u64) -> OwnedFd {
+        memfd::create(c"shmbus-test", len).expect("the system has memory")
+    }
+
+    fn map(fd: &OwnedFd, len: u64) -> Result<u64, Fault> {
+        PeerSegment::map(fd, len, MOST).map(|segment| segment.len())
+    }
+
+    #[test]
+    fn a_sealed_segment_is_mapped() {
+        let own = OwnSegment::create(1, 3 * PAGE - 5).expect("the system has memory");
+        let fd = own.fd().try_clone_to_owned().expect("it can be cloned");
+        assert_eq!(map(&fd, own.len()), Ok(3 * PAGE));
+    }
+
+    #[test]
+    fn an_unsealed_segment_is_refused() {
+        let fd = file(PAGE);
+        let seals = |fd: &OwnedFd| memfd::seals(fd.as_fd()).expect("a memory file");
+        let found = seals(&fd);
+        let wanted = memfd::SEALS;
+        assert_eq!(map(&fd, PAGE), Err(Fault::Unsealed { found, wanted }));
+        // Each one that is needed is missed.
+        for missing in [
+            libc::F_SEAL_SHRINK,
+            libc::F_SEAL_GROW,
+            libc::F_SEAL_FUTURE_WRITE,
+            libc::F_SEAL_SEAL,
+        ] {
+            let fd = file(PAGE);
+            memfd::add_seals(fd.as_fd(), wanted & !missing).expect("seals can be added");
+            let found = seals(&fd);
+            assert_eq!(found & missing, 0);
+            assert_eq!(map(&fd, PAGE), Err(Fault::Unsealed { found, wanted }));
+        }
+    }
+
+    #[test]
+    fn a_segment_of_another_size_is_refused() {
+        let fd = file(2 * PAGE);
+        memfd::seal(fd.as_fd()).expect("it can be sealed");
+        for announced in [PAGE, 3 * PAGE, MOST] {
+            let found = 2 * PAGE;
+            let fault = Fault::SegmentShort { announced, found };
+            assert_eq!(map(&fd, announced), Err(fault));
+        }
+        for announced in [0, 1, PAGE + 1, MOST + PAGE, u64::MAX] {
+            let most = MOST;
+            let fault = Fault::SegmentSize { announced, most };
+            assert_eq!(map(&fd, announced), Err(fault));
+        }
+    }
+
+    #[test]
+    fn what_is_no_memory_file_is_refused() {
+        for path in ["/dev/null", "/dev/zero", "/proc/self/status", "/"] {
+            let fd = std::fs::File::open(path).expect("every system has it");
+            assert_eq!(map(&fd.into(), PAGE), Err(Fault::NotMemory), "{path}");
+        }
+        let (socket, _other) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        assert_eq!(map(&socket.into(), PAGE), Err(Fault::NotMemory));
+    }
+}

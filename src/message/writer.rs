@@ -41,7 +41,7 @@ pub struct SlotWriter {
     ///
     /// # Invariants
     ///
-    /// 1. `base` is valid for writes of `capacity` bytes for as long as the writer is used, and
+    /// 1. `base` is valid for reads and writes of `capacity` bytes for as long as the writer is used, and
     ///    nobody else writes there meanwhile.
     /// 2. `capacity <= MAX_MESSAGE`.
     base: *mut u8,
@@ -94,7 +94,7 @@ impl SlotWriter {
     ///
     /// # Safety
     ///
-    /// 1. `base` is valid for writes of `capacity` bytes until the writer was last used.
+    /// 1. `base` is valid for reads and writes of `capacity` bytes until the writer was last used.
     /// 2. Nobody else writes there meanwhile, and no Rust reference to these bytes is used.
     #[inline(always)]
     pub unsafe fn new(base: *mut u8, capacity: usize) -> Self {

@@ -19,6 +19,9 @@ use crate::message::ShmRequest;
 use crate::sync::heavy_barrier;
 use crate::wait::{Patience, Sleeper, Step, Wait};
 
+/// How often the lane is looked at before all else is: no longer than a cache line takes to come.
+const GLANCES: usize = 16;
+
 /// Calls a service: sends requests, and borrows the replies.
 ///
 /// A client is one lane to its server and one back. It goes to another thread, but is not shared
@@ -151,7 +154,14 @@ impl<R: ShmRequest> Client<R> {
         let mut patience = Patience::new(self.wait, deadline);
         let mut inbox = self.inbox.borrow_mut();
         loop {
-            let Some(message) = inbox.poll_inline().or_else(|| inbox.poll()) else {
+            let glance = (0..GLANCES).find_map(|_| {
+                inbox.poll_inline().or_else(|| {
+                    // Each look takes the line from the sender that is about to write it.
+                    std::hint::spin_loop();
+                    None
+                })
+            });
+            let Some(message) = glance.or_else(|| inbox.poll()) else {
                 self.pause(&mut inbox, &mut patience)?;
                 continue;
             };

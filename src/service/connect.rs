@@ -84,6 +84,7 @@ pub(crate) fn connect<T: ShmMessage, R: ShmMessage>(
     replies: bool,
     deadline: Option<Instant>,
 ) -> Result<Connected, ConnectError> {
+    node.check_fork()?;
     crate::link::place::check_name(name)?;
     let mut pause = Duration::from_micros(200);
     loop {
@@ -208,7 +209,7 @@ fn open_lane<T: ShmMessage, R: ShmMessage>(
             });
         }
     };
-    let joined = complete::<R>(node, link, &line, offered.near, &theirs, false);
+    let joined = complete::<T, R>(node, link, (&line, id), offered.near, &theirs, false);
     let (outbox, inbox) = joined.map_err(|fault| {
         link.die(Some(fault));
         lost()

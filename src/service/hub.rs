@@ -53,8 +53,15 @@ pub(crate) struct HubPort {
     ended: AtomicBool,
 }
 
+/// How often the lane of the last message is looked at before all else is.
+const GLANCES: usize = 16;
+/// So many messages, one right after the other, are a stream.
+const STREAM: u32 = 8;
+/// How many pauses a receiver looks away from the stream that it caught up with.
+const AWAY: usize = 4;
+
 type Joined = Result<(Option<Outbox>, Option<Inbox>), Fault>;
-type Make = fn(&Arc<Node>, &Arc<Link>, &Arc<Line>, crate::lane::Near, &End) -> Joined;
+type Make = fn(&Arc<Node>, &Arc<Link>, (&Arc<Line>, LaneId), crate::lane::Near, &End) -> Joined;
 /// A peer's doorbell, where it lies, its link's token, a lane's bit in it, and how that bit stood.
 type DoorOf = (Shared<Doorbell>, SegmentRef, u64, u16, bool);
 
@@ -101,6 +108,8 @@ pub(crate) struct Hub {
     ready: VecDeque<usize>,
     doors: Vec<Door>,
     turn: u32,
+    /// How many messages came one right after the other.
+    run: u32,
     pub(crate) wait: Wait,
 }
 
@@ -116,7 +125,7 @@ impl HubPort {
             name: name.to_owned(),
             replies,
             types: types_of::<T, R>(replies),
-            make: |node, link, line, near, end| complete::<T>(node, link, line, near, end, true),
+            make: |node, link, line, near, end| complete::<R, T>(node, link, line, near, end, true),
             schemas: schemas_of::<T, R>,
             explain: differences::<T, R>,
             sleeper,
@@ -174,7 +183,7 @@ impl Port for HubPort {
         let number = self.new_number();
         let line = Line::one_of_many(self.sleeper.clone(), self.closed.clone(), number);
         let door = self.door_of(link, &end)?;
-        let (outbox, inbox) = (self.make)(node, link, &line, offered.near, &end)?;
+        let (outbox, inbox) = (self.make)(node, link, (&line, id), offered.near, &end)?;
         let inbox = inbox.ok_or(Fault::Control {
             what: "a lane that sends nothing",
         })?;
@@ -227,6 +236,7 @@ impl Hub {
             ready: VecDeque::new(),
             doors: Vec::new(),
             turn: 0,
+            run: 0,
             wait,
         }
     }
@@ -253,23 +263,50 @@ impl Hub {
         }
     }
 
-    /// The lane of the last message, most likely the lane of the next one.
+    /// The lane of the last message, most likely the lane of the next one: looked at some times in
+    /// a row, as that takes no longer than a cache line takes to come.
     #[inline(always)]
     fn look_at_last(&mut self) -> Option<(usize, Message)> {
-        self.turn += 1;
-        let &number = self.watched.last()?;
         if self.turn >= TURN {
             return None;
         }
+        let &number = self.watched.last()?;
         let lane = self.lanes[number].as_mut()?;
-        let message = lane.inbox.get_mut().poll_inline()?;
-        lane.idle = 0;
-        Some((number, message))
+        let inbox = lane.inbox.get_mut();
+        for _ in 0..GLANCES {
+            if let Some(message) = inbox.poll_inline() {
+                self.turn += 1;
+                self.run += 1;
+                lane.idle = 0;
+                return Some((number, message));
+            }
+            // Each look takes the line from the sender that is about to write it.
+            std::hint::spin_loop();
+            if self.run >= STREAM {
+                break;
+            }
+        }
+        None
+    }
+
+    /// The sender of a stream was caught up with. It writes faster where nobody looks over its
+    /// shoulder, so this looks away for a moment; between calls there is no such moment.
+    #[inline]
+    fn look_away(&mut self) {
+        if self.run >= STREAM {
+            for _ in 0..AWAY {
+                std::hint::spin_loop();
+            }
+        }
+        self.run = 0;
     }
 
     /// Looks at everything once, and waits a little or sleeps if there is nothing.
     #[inline(never)]
     fn look_and_wait(&mut self, patience: &mut Patience) -> Option<Next> {
+        if self.turn < TURN {
+            self.look_away();
+        }
         // SYNC(ended): Acquire, before the look: what came before the end is still taken.
         let ended = self.port.ended.load(Ordering::Acquire);
         if let Some((number, message)) = self.look() {

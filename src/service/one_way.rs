@@ -29,6 +29,7 @@ pub struct Receiver<T: ShmMessage> {
 impl<T: ShmMessage> Receiver<T> {
     pub(crate) fn offer(bus: &Arc<BusShared>, name: &str) -> Result<Receiver<T>, ConnectError> {
         let node = bus.node();
+        node.check_fork()?;
         let port = HubPort::new::<T, T>(node, name, false)?;
         let offer = node.offer(name, port.clone())?;
         let hub = Hub::new(port, node.config().wait);

@@ -33,6 +33,7 @@ pub struct Server<R: ShmRequest> {
 impl<R: ShmRequest> Server<R> {
     pub(crate) fn offer(bus: &Arc<BusShared>) -> Result<Server<R>, ConnectError> {
         let node = bus.node();
+        node.check_fork()?;
         let port = HubPort::new::<R, R::Reply>(node, R::SERVICE, true)?;
         let offer = node.offer(R::SERVICE, port.clone())?;
         let hub = Hub::new(port, node.config().wait);

@@ -43,8 +43,13 @@ fn check_retry(mut call: impl FnMut() -> libc::c_int) -> io::Result<()> {
 
 /// `fcntl(F_ADD_SEALS)`: adds [`SEALS`]. Called once the owner's writable mapping stands.
 pub(crate) fn seal(fd: BorrowedFd<'_>) -> io::Result<()> {
+    add_seals(fd, SEALS)
+}
+
+/// `fcntl(F_ADD_SEALS)`.
+pub(crate) fn add_seals(fd: BorrowedFd<'_>, seals: libc::c_int) -> io::Result<()> {
     // SAFETY: plain integers on an open descriptor.
-    super::check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, SEALS) }).map(drop)
+    super::check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) }).map(drop)
 }
 
 /// `fcntl(F_GET_SEALS)`: fails with `EINVAL` where the descriptor is no memory file.

@@ -7,3 +7,4 @@ mod hostile;
 mod refused;
 mod renamed;
 mod shapes;
+mod writing;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use super::super::layout::{
     CELL, Cell, HEADER, Header, Kind, MOST_CELLS, ReceiverBlock, SegmentRef, SenderBlock,
-    cells_for, is_stamped, stamp_of,
+    cells_for, is_stamped, is_stamped_inline, len_of, next_of, stamp_of, tag_of,
 };
 use super::super::shared::Shared;
-use super::{Extent, extent_of};
+use super::{Cells, Spot};
 use crate::error::Fault;
 use crate::sync::{AtomicU64, Ordering, fence, load_acquire};
 use crate::sys::fork::Origin;
@@ -46,8 +46,7 @@ pub(crate) enum Polled {
 
 /// The receiving half of a ring.
 pub(crate) struct Consumer {
-    extents: Vec<Extent>,
-    cells: usize,
+    cells: Cells,
     /// Where a payload starts behind the start of its record: eight bytes, or its alignment.
     start: usize,
     at: usize,
@@ -61,11 +60,9 @@ pub(crate) struct Consumer {
 impl Consumer {
     /// A ring whose first cells are these. A payload starts `start` bytes behind its record.
     pub(crate) fn new(cells: Shared<[Cell]>, start: usize, back: Arc<HandBack>) -> Consumer {
-        let count = cells.len();
-        let extents = vec![Extent { first: 0, cells }];
+        let cells = Cells::new(cells);
         Consumer {
-            extents,
-            cells: count,
+            cells,
             start,
             at: 0,
             sequence: 0,
@@ -78,16 +75,15 @@ impl Consumer {
     /// record in cells that are known. The record stays the caller's until it is handed back.
     #[inline(always)]
     pub(crate) fn poll_inline(&mut self) -> Option<Record> {
-        let extent = extent_of(&self.extents, self.at)?;
+        let spot = self.cells.spot(self.at)?;
         // SYNC(publish): Acquire; pairs with Release in `Producer::commit`.
-        let word = load_acquire(&extent.cells[self.at - extent.first].header);
-        if !is_stamped(word, stamp_of(self.sequence)) {
+        let word = load_acquire(spot.header());
+        if !is_stamped_inline(word, stamp_of(self.sequence)) {
             return None;
         }
-        let header = Header::from_word(word).filter(|h| h.kind == Kind::Inline)?;
-        let next = usize::from(header.next);
-        let record = self.record(extent, header, self.start)?;
-        if next >= self.cells {
+        let next = next_of(word);
+        let record = self.record(spot, Kind::Inline, word, self.start)?;
+        if next >= self.cells.count {
             return None;
         }
         self.sequence = self.sequence.wrapping_add(1);
@@ -98,33 +94,23 @@ impl Consumer {
     /// Looks for the next record of any kind.
     #[inline]
     pub(crate) fn poll(&mut self) -> Result<Polled, Fault> {
-        let extent = extent_of(&self.extents, self.at).ok_or_else(|| self.stray(self.at))?;
-        // SYNC(publish): as in `poll_inline`. The word is read anew, and judged anew.
-        let word = load_acquire(&extent.cells[self.at - extent.first].header);
-        if !is_stamped(word, stamp_of(self.sequence)) {
-            return Ok(Polled::Empty);
-        }
-        self.take(word)
-    }
-
-    /// Any other record: the word was read from the cell at `self.at`.
-    #[cold]
-    fn take(&mut self, mut word: u64) -> Result<Polled, Fault> {
         for _ in 0..MOST_JUMPS {
-            let extent = extent_of(&self.extents, self.at).ok_or_else(|| self.stray(self.at))?;
+            let spot = self
+                .cells
+                .spot(self.at)
+                .ok_or_else(|| self.stray(self.at))?;
+            // SYNC(publish): as in `poll_inline`. The word is read anew, and judged anew.
+            let word = load_acquire(spot.header());
+            if !is_stamped(word, stamp_of(self.sequence)) {
+                break;
+            }
             let header = Header::from_word(word).ok_or(Fault::Header { word })?;
-            let record = self.read(extent, header)?;
+            let record = self.read(spot, header, word)?;
             self.advance(header)?;
             match header.kind {
                 Kind::Jump => self.hand_back(record.cell),
                 Kind::Extend => return Ok(Polled::Extend(record)),
                 Kind::Inline | Kind::Block | Kind::Failed => return Ok(Polled::Record(record)),
-            }
-            let extent = extent_of(&self.extents, self.at).ok_or_else(|| self.stray(self.at))?;
-            // SYNC(publish): as in `poll`.
-            word = load_acquire(&extent.cells[self.at - extent.first].header);
-            if !is_stamped(word, stamp_of(self.sequence)) {
-                break;
             }
         }
         Ok(Polled::Empty)
@@ -134,7 +120,7 @@ impl Consumer {
     fn advance(&mut self, header: Header) -> Result<(), Fault> {
         let next = usize::from(header.next);
         // The first cell of an extension is known only once it is mapped.
-        if next >= self.cells && !(header.kind == Kind::Extend && next == self.cells) {
+        if next >= self.cells.count && !(header.kind == Kind::Extend && next == self.cells.count) {
             return Err(self.stray(next));
         }
         self.sequence = self.sequence.wrapping_add(1);
@@ -145,34 +131,31 @@ impl Consumer {
     fn stray(&self, cell: usize) -> Fault {
         Fault::Cell {
             cell,
-            cells: self.cells,
+            cells: self.cells.count,
         }
     }
 
     /// True where a record has come, which [`poll`](Self::poll) will then find.
     #[inline]
     pub(crate) fn is_ready(&self) -> bool {
-        extent_of(&self.extents, self.at).is_none_or(|extent| {
-            let word = load_acquire(&extent.cells[self.at - extent.first].header);
-            is_stamped(word, stamp_of(self.sequence))
-        })
+        let stamp = stamp_of(self.sequence);
+        self.cells
+            .spot(self.at)
+            .is_none_or(|spot| is_stamped(load_acquire(spot.header()), stamp))
     }
 
     /// Adds the cells that the sender announced.
     pub(crate) fn extend(&mut self, record: Record, cells: Shared<[Cell]>) -> Result<(), Fault> {
         let count = cells.len();
-        if count == 0 || count % 64 != 0 || self.cells + count > MOST_CELLS {
+        let had = self.cells.count;
+        if count == 0 || count % 64 != 0 || had + count > MOST_CELLS {
             return Err(Fault::Extension {
                 cells: count,
-                had: self.cells,
+                had,
                 most: MOST_CELLS,
             });
         }
-        self.extents.push(Extent {
-            first: self.cells,
-            cells,
-        });
-        self.cells += count;
+        self.cells.add(cells);
         self.hand_back(record.cell);
         Ok(())
     }
@@ -205,52 +188,60 @@ impl Consumer {
         }
     }
 
+    /// Hands back what came and was not looked at. Cells that would have to be mapped first are
+    /// left to the end of the link.
+    pub(crate) fn drain(&mut self) {
+        for _ in 0..MOST_CELLS {
+            match self.poll() {
+                Ok(Polled::Record(record)) => self.hand_back(record.cell),
+                Ok(Polled::Empty | Polled::Extend(_)) | Err(_) => break,
+            }
+        }
+        self.flush();
+    }
+
     /// What hands back from other threads, and after this half is gone.
     pub(crate) fn back(&self) -> &Arc<HandBack> {
         &self.back
     }
 
-    /// The record at `self.at`, if it lies in the cells of its extent.
+    /// The record at `self.at`, if it lies in the cells of its row.
     #[inline(always)]
-    fn record(&self, extent: &Extent, header: Header, start: usize) -> Option<Record> {
-        let index = self.at - extent.first;
-        let cells = cells_for(start, usize::from(header.len));
-        let payload = NonNull::from(&*extent.cells)
-            .cast::<u8>()
-            .map_addr(|a| a.saturating_add(index * size_of::<Cell>() + start));
-        let Header { kind, tag, len, .. } = header;
-        let (cell, taken) = (self.at as u16, cells as u16);
+    fn record(&self, spot: Spot<'_>, kind: Kind, word: u64, start: usize) -> Option<Record> {
+        let len = len_of(word);
+        let cells = cells_for(start, usize::from(len));
+        let payload = spot.start().map_addr(|a| a.saturating_add(start));
+        let cell = self.at as u16;
         let record = Record {
             cell,
             kind,
-            tag,
+            tag: tag_of(word),
             len,
             payload,
-            cells: taken,
+            cells: cells as u16,
         };
-        (index + cells <= extent.cells.len()).then_some(record)
+        (cells <= spot.row.len()).then_some(record)
     }
 
-    fn read(&self, extent: &Extent, header: Header) -> Result<Record, Fault> {
-        let len = header.len;
+    fn read(&self, spot: Spot<'_>, header: Header, word: u64) -> Result<Record, Fault> {
+        let len = usize::from(header.len);
         let start = if header.kind == Kind::Inline {
             self.start
         } else {
             HEADER
         };
         let fixed = match header.kind {
-            Kind::Inline => usize::from(len),
+            Kind::Inline => len,
             Kind::Block | Kind::Extend => size_of::<SegmentRef>(),
             Kind::Jump => 0,
             Kind::Failed => 1,
         };
-        let left = (extent.end() - self.at) * CELL;
         let record = self
-            .record(extent, header, start)
-            .filter(|_| usize::from(len) == fixed);
+            .record(spot, header.kind, word, start)
+            .filter(|_| len == fixed);
         record.ok_or(Fault::Length {
-            len: len.into(),
-            left,
+            len,
+            left: spot.row.len() * CELL,
         })
     }
 

@@ -46,34 +46,82 @@ mod producer;
 pub(crate) use consumer::{Consumer, HandBack, Polled, Record};
 pub(crate) use producer::{NoRoom, Producer, Space};
 
+use std::ptr::NonNull;
+
 use super::layout::Cell;
 use super::shared::Shared;
+use crate::sync::AtomicU64;
 
-/// Cells in a row, and the number of the first.
+/// The cells of a lane: those it started with, and those that were added.
+struct Cells {
+    first: Shared<[Cell]>,
+    more: Vec<Extent>,
+    count: usize,
+}
+
+/// Cells in a row that were added, and the number of the first of them.
 struct Extent {
     first: usize,
     cells: Shared<[Cell]>,
 }
 
-impl Extent {
+/// A cell, and how many follow it in the row that holds it, itself included.
+#[derive(Clone, Copy)]
+struct Spot<'a> {
+    row: &'a [Cell],
+}
+
+impl Spot<'_> {
     #[inline(always)]
-    fn end(&self) -> usize {
-        self.first + self.cells.len()
+    fn header(&self) -> &AtomicU64 {
+        &self.row[0].header
+    }
+
+    /// The first byte of the cell; the pointer may be used for the whole row.
+    #[inline(always)]
+    fn start(&self) -> NonNull<u8> {
+        NonNull::from(self.row).cast()
     }
 }
 
-/// Finds the extent that holds a cell.
-#[cold]
-fn find_extent(extents: &[Extent], cell: usize) -> Option<&Extent> {
-    extents.iter().find(|e| cell < e.end())
-}
+impl Cells {
+    fn new(first: Shared<[Cell]>) -> Cells {
+        Cells {
+            count: first.len(),
+            first,
+            more: Vec::new(),
+        }
+    }
 
-/// Finds the extent that holds a cell; often the first one.
-#[inline(always)]
-fn extent_of(extents: &[Extent], cell: usize) -> Option<&Extent> {
-    match extents {
-        [first, ..] if cell < first.cells.len() => Some(first),
-        _ => find_extent(extents, cell),
+    fn add(&mut self, cells: Shared<[Cell]>) {
+        let first = self.count;
+        self.count += cells.len();
+        self.more.push(Extent { first, cells });
+    }
+
+    /// Where a cell is; `None` where the lane has no such cell.
+    #[inline(always)]
+    fn spot(&self, cell: usize) -> Option<Spot<'_>> {
+        match self.first.get(cell..) {
+            Some(row @ [_, ..]) => Some(Spot { row }),
+            _ => self.spot_in_more(cell),
+        }
+    }
+
+    #[cold]
+    fn spot_in_more(&self, cell: usize) -> Option<Spot<'_>> {
+        let extent = self.more.iter().rev().find(|e| cell >= e.first)?;
+        let row = extent
+            .cells
+            .get(cell - extent.first..)
+            .filter(|row| !row.is_empty())?;
+        Some(Spot { row })
+    }
+
+    /// The number of the first cell of each row, and how many it has.
+    fn rows(&self) -> impl Iterator<Item = (usize, usize)> {
+        let more = self.more.iter().map(|e| (e.first, e.cells.len()));
+        std::iter::once((0, self.first.len())).chain(more)
     }
 }
 

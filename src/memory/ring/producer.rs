@@ -1,7 +1,4 @@
 //! The sending half: places records in free cells and learns which were handed back.
-//!
-//! Unsafe code is needed to form the address of a payload.
-#![allow(unsafe_code)]
 
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -11,7 +8,7 @@ use super::super::layout::{
     CELL, Cell, Header, Kind, MOST_CELLS, ReceiverBlock, is_stamped, stamp_of, unstamped,
 };
 use super::super::shared::Shared;
-use super::{Extent, extent_of};
+use super::Cells;
 use crate::error::Fault;
 use crate::sync::{Ordering, load_acquire};
 
@@ -45,8 +42,7 @@ impl Space {
 
 /// The sending half of a ring.
 pub(crate) struct Producer {
-    extents: Vec<Extent>,
-    cells: usize,
+    cells: Cells,
     receiver: Shared<ReceiverBlock>,
     /// The reserved cell.
     next: usize,
@@ -62,6 +58,8 @@ pub(crate) struct Producer {
     span: Vec<u16>,
     /// The block that a record refers to, by its first cell.
     lent: Vec<Option<Arc<Block>>>,
+    /// How many bytes the blocks have that records refer to.
+    lent_bytes: usize,
     /// Blocks that came back and may be used again.
     returned: Vec<Arc<Block>>,
 }
@@ -70,8 +68,7 @@ impl Producer {
     /// A ring whose first cells are these. The receiver starts at cell 0.
     pub(crate) fn new(cells: Shared<[Cell]>, receiver: Shared<ReceiverBlock>) -> Producer {
         let mut producer = Producer {
-            extents: Vec::with_capacity(1),
-            cells: 0,
+            cells: Cells::new(cells),
             receiver,
             next: 0,
             sequence: 0,
@@ -80,32 +77,32 @@ impl Producer {
             seen: [0; WORDS],
             span: Vec::new(),
             lent: Vec::new(),
+            lent_bytes: 0,
             returned: Vec::with_capacity(2),
         };
-        producer.add(cells);
-        producer.take(0, 1);
+        producer.know_cells();
+        take(&mut producer.busy, 0, 1);
         producer
     }
 
     /// How many cells the ring has.
     pub(crate) fn cells(&self) -> usize {
-        self.cells
+        self.cells.count
     }
 
     /// The longest row of cells that a record could ever get.
     pub(crate) fn longest_row(&self) -> usize {
-        self.extents
-            .iter()
-            .map(|e| e.cells.len())
-            .max()
-            .unwrap_or(0)
+        self.cells.rows().map(|(_, count)| count).max().unwrap_or(0)
     }
 
     /// The cells from the reserved one on that are free now: at least one, at most `most`.
     #[inline(always)]
     pub(crate) fn here(&self, most: usize) -> Space {
-        let extent = extent_of(&self.extents, self.next).expect("the reserved cell is in the ring");
-        let end = extent.end().min(self.next + most);
+        let spot = self
+            .cells
+            .spot(self.next)
+            .expect("the reserved cell is in the ring");
+        let end = self.next + most.min(spot.row.len());
         let mut cell = self.next + 1;
         while cell < end {
             // Bits from `cell` on, of its word: the first that is set ends the row.
@@ -116,27 +113,27 @@ impl Producer {
             }
             cell = (cell / 64 + 1) * 64;
         }
-        let cells = cell.min(end) - self.next;
         Space {
             cell: self.next,
-            cells,
-            start: address(extent, self.next),
+            cells: cell.min(end) - self.next,
+            start: spot.start(),
         }
     }
 
     /// A row of free cells elsewhere, large enough; the reserved cell will then be a jump.
     pub(crate) fn elsewhere(&self, cells: usize) -> Result<Space, NoRoom> {
-        for extent in &self.extents {
+        for (first, count) in self.cells.rows() {
             let mut row = 0;
-            for cell in extent.first..extent.end() {
-                row = if self.is_free(cell) { row + 1 } else { 0 };
+            for cell in first..first + count {
+                row = if is_free(&self.busy, cell) {
+                    row + 1
+                } else {
+                    0
+                };
                 if row == cells {
                     let cell = cell + 1 - cells;
-                    return Ok(Space {
-                        cell,
-                        cells,
-                        start: address(extent, cell),
-                    });
+                    let start = self.cells.spot(cell).ok_or(NoRoom)?.start();
+                    return Ok(Space { cell, cells, start });
                 }
             }
         }
@@ -155,24 +152,27 @@ impl Producer {
         block: Option<Arc<Block>>,
     ) -> Result<(), NoRoom> {
         debug_assert!(cells <= space.cells);
-        let jumps = space.cell != self.next;
+        let Space { cell, .. } = *space;
+        let jumps = cell != self.next;
         let fresh = if jumps {
-            (space.cell, cells)
+            (cell, cells)
         } else {
-            (space.cell + 1, cells - 1)
+            (cell + 1, cells - 1)
         };
-        self.take(fresh.0, fresh.1);
-        let Some(next) = self.find_free(space.cell + cells) else {
-            self.free(fresh.0, fresh.1);
+        take(&mut self.busy, fresh.0, fresh.1);
+        let Some(next) = self.find_free(cell + cells) else {
+            free(&mut self.busy, fresh.0, fresh.1);
             return Err(NoRoom);
         };
+        take(&mut self.busy, next, 1);
         let sequence = self.sequence.wrapping_add(u64::from(jumps));
-        self.reserve(next, sequence.wrapping_add(1));
-        if block.is_some() {
-            self.lent[space.cell] = block;
+        self.overwrite(next, sequence.wrapping_add(1));
+        if let Some(block) = block {
+            self.lent_bytes += block.len();
+            self.lent[cell] = Some(block);
         }
         self.commit(
-            space.cell,
+            cell,
             cells,
             sequence,
             Header {
@@ -187,7 +187,7 @@ impl Producer {
             let jump = Header {
                 kind: Kind::Jump,
                 len: 0,
-                next: space.cell as u16,
+                next: cell as u16,
                 tag: 0,
             };
             self.commit(self.next, 1, self.sequence, jump);
@@ -200,10 +200,10 @@ impl Producer {
     /// Adds cells; the record that says so to the receiver is published by this call, and the next
     /// record starts in the new cells. `len` bytes of it stand behind the reserved cell's header.
     pub(crate) fn extend(&mut self, cells: Shared<[Cell]>, len: u16) {
-        let first = self.cells;
+        let first = self.cells.count;
         self.add(cells);
-        self.take(first, 1);
-        self.reserve(first, self.sequence.wrapping_add(1));
+        take(&mut self.busy, first, 1);
+        self.overwrite(first, self.sequence.wrapping_add(1));
         let header = Header {
             kind: Kind::Extend,
             len,
@@ -223,7 +223,7 @@ impl Producer {
     #[inline]
     pub(crate) fn collect(&mut self) -> Result<bool, Fault> {
         let mut any = false;
-        for word in 0..self.cells / 64 {
+        for word in 0..self.cells.count / 64 {
             // SYNC(hand-back): Acquire; pairs with the Release in `HandBack::flip`.
             let bits = load_acquire(&self.receiver.handed_back[word]);
             let back = bits ^ self.seen[word];
@@ -242,8 +242,9 @@ impl Producer {
             while left != 0 {
                 let cell = word * 64 + left.trailing_zeros() as usize;
                 left &= left - 1;
-                self.free(cell, self.span[cell].into());
+                free(&mut self.busy, cell, self.span[cell].into());
                 if let Some(block) = self.lent[cell].take() {
+                    self.lent_bytes -= block.len();
                     self.keep_returned(block);
                 }
             }
@@ -256,6 +257,17 @@ impl Producer {
         self.heads.iter().any(|&w| w != 0)
     }
 
+    /// True while the receiver has not handed everything back. One that hands back what it never
+    /// had has no claim on the rest.
+    pub(crate) fn is_lent(&mut self) -> bool {
+        self.collect().is_ok() && self.has_lent()
+    }
+
+    /// How many bytes of the slab are out, as far as is known.
+    pub(crate) fn lent_bytes(&self) -> usize {
+        self.lent_bytes
+    }
+
     /// A block that came back, is large enough and not more than four times too large, and that
     /// nobody else holds.
     #[inline]
@@ -263,8 +275,9 @@ impl Producer {
         let fits = |b: &Arc<Block>| {
             b.len() >= len && b.len() / 4 <= len.max(4096) && Arc::strong_count(b) == 1
         };
-        let at = self.returned.iter().position(fits)?;
-        Some(self.returned.swap_remove(at))
+        // The last one that came back is the warmest in the caches.
+        let at = self.returned.iter().rposition(fits)?;
+        Some(self.returned.remove(at))
     }
 
     /// Gives back the blocks that are kept for the next message.
@@ -275,7 +288,7 @@ impl Producer {
     /// Keeps a block for the next message of its size, if it is not too large to hoard.
     #[inline]
     pub(crate) fn keep_returned(&mut self, block: Arc<Block>) {
-        const MOST: usize = 2;
+        const MOST: usize = 4;
         const LARGEST: usize = 1 << 20;
         if block.len() <= LARGEST {
             if self.returned.len() == MOST {
@@ -286,40 +299,25 @@ impl Producer {
     }
 
     fn add(&mut self, cells: Shared<[Cell]>) {
-        let count = cells.len();
-        assert!(count % 64 == 0 && self.cells + count <= MOST_CELLS);
-        self.extents.push(Extent {
-            first: self.cells,
-            cells,
-        });
-        for word in &mut self.busy[self.cells / 64..(self.cells + count) / 64] {
-            *word = 0;
-        }
-        self.cells += count;
-        self.span.resize(self.cells, 0);
-        self.lent.resize_with(self.cells, || None);
+        assert!(self.cells.count + cells.len() <= MOST_CELLS);
+        self.cells.add(cells);
+        self.know_cells();
     }
 
-    #[inline(always)]
-    fn is_free(&self, cell: usize) -> bool {
-        self.busy[cell / 64] & 1 << (cell % 64) == 0
-    }
-
-    #[inline(always)]
-    fn take(&mut self, first: usize, count: usize) {
-        each_word(first, count, |word, bits| self.busy[word] |= bits);
-    }
-
-    #[inline(always)]
-    fn free(&mut self, first: usize, count: usize) {
-        each_word(first, count, |word, bits| self.busy[word] &= !bits);
+    /// Cells that were not in the books are free.
+    fn know_cells(&mut self) {
+        let (known, count) = (self.span.len(), self.cells.count);
+        assert!(count % 64 == 0);
+        free(&mut self.busy, known, count - known);
+        self.span.resize(count, 0);
+        self.lent.resize_with(count, || None);
     }
 
     /// A free cell, best the one behind the record: cells are then used in a row.
     #[inline(always)]
     fn find_free(&self, behind: usize) -> Option<usize> {
-        let wish = if behind < self.cells { behind } else { 0 };
-        if self.is_free(wish) {
+        let wish = if behind < self.cells.count { behind } else { 0 };
+        if is_free(&self.busy, wish) {
             Some(wish)
         } else {
             self.search_free(wish)
@@ -328,7 +326,7 @@ impl Producer {
 
     #[cold]
     fn search_free(&self, wish: usize) -> Option<usize> {
-        let words = self.cells / 64;
+        let words = self.cells.count / 64;
         (0..words)
             .map(|i| (wish / 64 + i) % words)
             .find_map(|word| {
@@ -337,16 +335,15 @@ impl Producer {
             })
     }
 
-    /// Makes sure that nothing in the cell looks like the record that will be there.
+    /// Makes sure that nothing in a reserved cell looks like the record that will be there.
     #[inline(always)]
-    fn reserve(&mut self, cell: usize, sequence: u64) {
-        self.take(cell, 1);
-        let header = self.header(cell);
+    fn overwrite(&self, cell: usize, sequence: u64) {
+        let spot = self.cells.spot(cell).expect("our cells lie in our rows");
         let stamp = stamp_of(sequence);
         // Relaxed: our own word, written by nobody else. The Release of the header that leads here
         // orders the overwriting before the receiver's look.
-        if is_stamped(header.load(Ordering::Relaxed), stamp) {
-            header.store(unstamped(stamp), Ordering::Relaxed);
+        if is_stamped(spot.header().load(Ordering::Relaxed), stamp) {
+            spot.header().store(unstamped(stamp), Ordering::Relaxed);
         }
     }
 
@@ -355,14 +352,9 @@ impl Producer {
         self.heads[cell / 64] |= 1 << (cell % 64);
         self.span[cell] = cells as u16;
         let word = header.to_word(stamp_of(sequence));
+        let spot = self.cells.spot(cell).expect("our cells lie in our rows");
         // SYNC(publish): Release; pairs with Acquire in `Consumer::poll`.
-        self.header(cell).store(word, Ordering::Release);
-    }
-
-    #[inline(always)]
-    fn header(&self, cell: usize) -> &crate::sync::AtomicU64 {
-        let extent = extent_of(&self.extents, cell).expect("our cells lie in our extents");
-        &extent.cells[cell - extent.first].header
+        spot.header().store(word, Ordering::Release);
     }
 
     #[cfg(test)]
@@ -383,12 +375,16 @@ fn each_word(first: usize, count: usize, mut then: impl FnMut(usize, u64)) {
 }
 
 #[inline(always)]
-fn address(extent: &Extent, cell: usize) -> NonNull<u8> {
-    let cells = &*extent.cells;
-    let index = cell - extent.first;
-    debug_assert!(index < cells.len());
-    // SAFETY: the index lies in the extent; the pointer keeps the provenance of the whole row.
-    NonNull::from(cells)
-        .cast::<u8>()
-        .map_addr(|a| a.saturating_add(index * size_of::<Cell>()))
+fn is_free(busy: &[u64; WORDS], cell: usize) -> bool {
+    busy[cell / 64] & 1 << (cell % 64) == 0
+}
+
+#[inline(always)]
+fn take(busy: &mut [u64; WORDS], first: usize, count: usize) {
+    each_word(first, count, |word, bits| busy[word] |= bits);
+}
+
+#[inline(always)]
+fn free(busy: &mut [u64; WORDS], first: usize, count: usize) {
+    each_word(first, count, |word, bits| busy[word] &= !bits);
 }

@@ -1,0 +1,149 @@
+//! In a forked child every handle refuses, and its end harms nothing in the parent.
+//!
+//! Unsafe code is needed to fork.
+#![allow(unsafe_code)]
+
+use shmbus::{Bus, CallError, Client, ReceiveError, Receiver, SendError, Sender, Server};
+
+use crate::support::{Ask, Child, Dir, answer, check_call, open, tell, together};
+
+struct Handles {
+    bus: Bus,
+    client: Client<Ask>,
+    server: Server<Ask>,
+    sender: Sender<Ask>,
+    receiver: Receiver<Ask>,
+}
+
+/// What a forked child finds: 0, or the number of what went wrong.
+fn look(handles: &mut Handles) -> i32 {
+    let ask = Ask::new(1, 24);
+    let checks = [
+        matches!(
+            handles.client.call(&ask),
+            Err(CallError::Send(SendError::Forked))
+        ),
+        matches!(handles.sender.send(&ask), Err(SendError::Forked)),
+        matches!(handles.sender.try_send(&ask), Err(SendError::Forked)),
+        matches!(handles.server.try_next(), Err(ReceiveError::Forked)),
+        matches!(handles.receiver.try_next(), Err(ReceiveError::Forked)),
+        handles.client.loan_bytes(100).is_err(),
+        handles.sender.loan_bytes(100_000).is_err(),
+        handles.client.try_clone().is_err(),
+        handles.sender.try_clone().is_err(),
+        handles.bus.client::<Ask>().is_err(),
+        handles.bus.sender::<Ask>("asks").is_err(),
+        handles.bus.receiver::<Ask>("others").is_err(),
+    ];
+    checks.iter().position(|c| !c).map_or(0, |n| n as i32 + 1)
+}
+
+/// Runs something in a forked child, and returns the exit code, or the signal, negated.
+fn in_fork(run: impl FnOnce() -> i32) -> i32 {
+    // SAFETY: the child runs on from here alone, and ends without returning.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0);
+    if pid == 0 {
+        let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+        // SAFETY: ends the process at once.
+        unsafe { libc::_exit(code.unwrap_or(99)) };
+    }
+    let mut status = 0;
+    // SAFETY: the status is ours to write.
+    let waited = unsafe { libc::waitpid(pid, &raw mut status, 0) };
+    assert_eq!(waited, pid);
+    if libc::WIFSIGNALED(status) {
+        return -libc::WTERMSIG(status);
+    }
+    libc::WEXITSTATUS(status)
+}
+
+/// A part: forks with every kind of handle.
+pub(crate) fn forks() {
+    let name = "fork";
+    let serving = open(name);
+    let server = serving.server::<Ask>().expect("nobody else serves");
+    let thread = std::thread::spawn(move || answer(server));
+    let client = open(name).client::<Ask>().expect("a server is there");
+    let bus = open("fork-other");
+    let mut handles = Some(Handles {
+        server: bus.server::<Ask>().expect("nobody else serves"),
+        receiver: bus.receiver::<Ask>("asks").expect("nobody else does"),
+        sender: bus.sender::<Ask>("asks").expect("a receiver is there"),
+        client,
+        bus,
+    });
+    check_call(&handles.as_ref().expect("made").client, 1, 24);
+    assert_eq!(in_fork(|| look(handles.as_mut().expect("made"))), 0, "look");
+    let end = in_fork(|| {
+        drop(handles.take());
+        drop(serving.clone());
+        0
+    });
+    assert_eq!(end, 0, "dropping handles");
+    // All of it stays the parent's, and works.
+    let mut handles = handles.expect("only the child dropped them");
+    for id in 0..100 {
+        check_call(&handles.client, id, 5000);
+    }
+    handles
+        .sender
+        .send(&Ask::new(7, 24))
+        .expect("there is room");
+    let got = handles.receiver.next().expect("not forked");
+    assert_eq!(got.expect("it was sent").id, 7);
+    check_call(&open(name).client().expect("the port stays"), 9, 24);
+    drop(handles);
+    serving.close();
+    thread.join().expect("the server does not panic");
+    tell("good");
+}
+
+/// A part: drops views, in place and kept, in a forked child.
+pub(crate) fn forks_with_views() {
+    let serving = open("views");
+    let server = serving.server::<Ask>().expect("nobody else serves");
+    let thread = std::thread::spawn(move || answer(server));
+    let client = open("views").client::<Ask>().expect("a server is there");
+    for len in [24, 500_000] {
+        let mut view = Some(client.call(&Ask::new(1, len)).expect("it answers"));
+        let end = in_fork(|| {
+            drop(view.take());
+            0
+        });
+        assert_eq!(end, 0, "dropping a view of {len} bytes");
+        drop(view);
+        let kept = client.call(&Ask::new(2, len)).expect("it answers").keep();
+        let mut kept = Some(kept);
+        let end = in_fork(|| {
+            drop(kept.take());
+            0
+        });
+        assert_eq!(end, 0, "dropping what was kept of {len} bytes");
+        assert_eq!(kept.as_ref().expect("ours").text.len(), len);
+    }
+    check_call(&client, 3, 24);
+    drop(client);
+    serving.close();
+    thread.join().expect("the server does not panic");
+    tell("good");
+}
+
+fn run(role: &str) {
+    let dir = Dir::new();
+    let mut child = Child::start_in(dir.path(), role, &[]);
+    assert_eq!(child.hear(), "good");
+    assert!(child.end().success());
+}
+
+#[test]
+fn a_forked_child_is_refused() {
+    let _together = together();
+    run("forks");
+}
+
+#[test]
+fn a_forked_child_drops_views() {
+    let _together = together();
+    run("forks-with-views");
+}

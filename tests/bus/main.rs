@@ -1,0 +1,29 @@
+//! Buses as their users have them: real processes, real memory, real ends.
+
+mod fork;
+mod hot_path;
+mod layouts;
+mod one_writer;
+mod race;
+mod support;
+
+/// What another process of a test does: nothing, unless it was started as one.
+#[test]
+#[ignore = "a part that other processes play"]
+fn child() {
+    let Some((role, arguments)) = support::role() else {
+        return;
+    };
+    let _watch = support::Watchdog::start("a child");
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match role.as_str() {
+        "forbidden" => hot_path::forbidden(),
+        "hot-client" => hot_path::client(arguments[0], arguments[1]),
+        "hot-server" => hot_path::server(arguments[0]),
+        "forks" => fork::forks(),
+        "forks-with-views" => fork::forks_with_views(),
+        "racer" => race::racer(arguments[0]),
+        "holder" => one_writer::holder(arguments[0]),
+        other => panic!("no such part: {other}"),
+    }
+}
