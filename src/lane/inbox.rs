@@ -39,6 +39,8 @@ pub(crate) struct Inbox {
     /// Segments that were referred to lately. Weak, so that a retired one is not held.
     near: Vec<(u32, Weak<PeerSegment>)>,
     align: usize,
+    /// A fault was found: there is nothing more to receive.
+    is_broken: bool,
     /// What the word says by which this side asks to be rung.
     attend: u64,
 }
@@ -58,6 +60,7 @@ impl Inbox {
             id,
             near: Vec::new(),
             align,
+            is_broken: false,
             attend: 0,
         };
         inbox.arm();
@@ -98,6 +101,7 @@ impl Inbox {
     #[cold]
     fn poll_other(&mut self) -> Option<Message> {
         self.try_poll().unwrap_or_else(|fault| {
+            self.is_broken = true;
             self.broken(fault);
             None
         })
@@ -116,7 +120,7 @@ impl Inbox {
     /// True where a message has come.
     #[inline]
     pub(crate) fn is_ready(&self) -> bool {
-        self.ring.is_ready()
+        !self.is_broken && self.ring.is_ready()
     }
 
     fn read(&mut self, record: &Record) -> Result<Message, Fault> {
@@ -195,7 +199,8 @@ impl Inbox {
                 most: MOST_CELLS,
             });
         }
-        let (segment, place) = self.link.resolve(at, CELL as u64)?;
+        let segment = self.segment(at.segment)?;
+        let place = segment.resolve(at, CELL as u64)?;
         // SAFETY: 1. the range was resolved on the alignment of a cell, for so many of them.
         let cells = unsafe { Shared::<[Cell]>::peer_slice(segment, place, cells) };
         self.ring.extend(record, cells)

@@ -305,7 +305,9 @@ impl Outbox {
             Some(block) => block,
             None => match self.parts.node.arena().allocate(needed as u64) {
                 Ok(block) => Arc::new(block),
-                Err(MemoryError::Limit { .. }) if self.ring.has_lent() => {
+                Err(MemoryError::Limit { .. })
+                    if self.ring.has_lent() && !self.parts.grows_when_full =>
+                {
                     self.ring.drop_returned();
                     return Err(Stop::Wait);
                 }
@@ -412,18 +414,20 @@ impl Outbox {
 
     /// Says that no message comes for this tag.
     pub(crate) fn fail(&mut self, tag: u16, why: u8) -> Result<(), SendError> {
-        if self.origin.is_forked() {
-            return Err(SendError::Forked);
-        }
-        self.collect()?;
-        let space = self.ring.here(1);
-        write_behind_header(&space, &[why]);
-        if self
-            .ring
-            .publish(&space, (Kind::Failed, 1, tag), 1, None)
-            .is_err()
-        {
-            return Err(SendError::Full);
+        loop {
+            self.collect()?;
+            let space = self.ring.here(1);
+            write_behind_header(&space, &[why]);
+            if self
+                .ring
+                .publish(&space, (Kind::Failed, 1, tag), 1, None)
+                .is_ok()
+            {
+                break;
+            }
+            if !self.grow(self.ring.cells())? {
+                return Err(SendError::Full);
+            }
         }
         self.signal();
         Ok(())

@@ -311,27 +311,30 @@ impl Link {
     /// Its announcement was sent before any reference to it, so if it is not here yet, it lies in
     /// the socket: reading that is all the waiting there is.
     pub(crate) fn segment(&self, id: u32) -> Result<Arc<PeerSegment>, Fault> {
-        let find = || {
-            self.segments
-                .read()
-                .unwrap_or_else(PoisonError::into_inner)
-                .get(&id)
-                .cloned()
-        };
-        if let Some(segment) = find() {
+        if let Some(segment) = self.known_segment(id) {
             return Ok(segment);
         }
         self.pump();
-        find().ok_or(Fault::Segment { segment: id })
+        self.known_segment(id).ok_or(Fault::Segment { segment: id })
+    }
+
+    fn known_segment(&self, id: u32) -> Option<Arc<PeerSegment>> {
+        let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
+        segments.get(&id).cloned()
     }
 
     /// Checks a reference of the peer's, and returns the place and what keeps it mapped.
+    ///
+    /// For references that came by control message: what was announced before is known by then, so
+    /// nothing is read here. The quiet thread may be reading already.
     pub(crate) fn resolve(
         &self,
         at: SegmentRef,
         align: u64,
     ) -> Result<(Arc<PeerSegment>, NonNull<u8>), Fault> {
-        let segment = self.segment(at.segment)?;
+        let segment = self.known_segment(at.segment).ok_or(Fault::Segment {
+            segment: at.segment,
+        })?;
         let place = segment.resolve(at, align)?;
         Ok((segment, place))
     }
@@ -466,6 +469,7 @@ impl Link {
 
     fn answered(&self, lane: u32, answer: Answer) -> Result<(), Fault> {
         let mut state = self.state();
+        let issued = state.next_lane;
         match state.answers.get_mut(&lane) {
             Some(slot @ None) => {
                 let refused = answer.is_err();
@@ -478,10 +482,11 @@ impl Link {
                     entry.theirs_closed = refused;
                 }
             }
+            // Its caller has given up waiting.
+            None if lane < issued => {}
             _ => {
-                return Err(Fault::Control {
-                    what: "an answer that nobody waits for",
-                });
+                let what = "an answer that nobody waits for";
+                return Err(Fault::Control { what });
             }
         }
         self.changed.notify_all();
@@ -538,7 +543,12 @@ impl Link {
 
     /// Registers a lane that the peer opened. False where the number is in use.
     pub(crate) fn add_lane(&self, id: LaneId, line: Arc<Line>) -> bool {
-        match self.state().lanes.entry(id) {
+        let mut state = self.state();
+        // A link that died took its lanes under this lock, or will.
+        if self.is_dead() {
+            return false;
+        }
+        match state.lanes.entry(id) {
             std::collections::hash_map::Entry::Occupied(_) => false,
             std::collections::hash_map::Entry::Vacant(place) => {
                 place.insert(LaneEntry::new(line));

@@ -53,6 +53,8 @@ pub(crate) struct HubPort {
     ended: AtomicBool,
 }
 
+/// After so many looks in vain, hand-backs of a watched lane are not gathered any longer.
+const SETTLED: u32 = 32;
 /// How often the lane of the last message is looked at before all else is.
 const GLANCES: usize = 16;
 /// So many messages, one right after the other, are a stream.
@@ -380,6 +382,9 @@ impl Hub {
                 return Some((number, message));
             }
             lane.idle = lane.idle.saturating_add(1);
+            if lane.idle == SETTLED {
+                inbox.flush();
+            }
         }
         None
     }
@@ -471,6 +476,7 @@ impl Hub {
         if let Some(lane) = &mut self.lanes[number] {
             let inbox = lane.inbox.get_mut();
             (lane.watched, lane.rung) = (false, false);
+            inbox.flush();
             inbox.arm();
             // SYNC(attend): pairs with the light barrier in `Outbox::signal`.
             heavy_barrier(inbox.is_asymmetric());
@@ -484,6 +490,21 @@ impl Hub {
     /// Takes lanes that were opened, and notes those that ended.
     #[cold]
     fn take_news(&mut self) {
+        self.take_opened();
+        while let Some(number) = self.port.closed.pop() {
+            // It was opened before it was closed, perhaps a moment ago.
+            self.take_opened();
+            if let Some(lane) = self.lanes.get_mut(number).and_then(Option::as_mut) {
+                lane.closing = true;
+                self.ready.push_back(number);
+            } else {
+                // It ended before it was taken here, or failed to open.
+                lock(&self.port.numbers).free.push(number);
+            }
+        }
+    }
+
+    fn take_opened(&mut self) {
         while let Some(mut lane) = self.port.opened.pop() {
             let number = lane.number;
             if let Some((bell, at, token, bit, stands)) = lane.door.take() {
@@ -501,15 +522,6 @@ impl Hub {
             }
             self.lanes[number] = Some(lane);
             self.ready.push_back(number);
-        }
-        while let Some(number) = self.port.closed.pop() {
-            if let Some(lane) = self.lanes.get_mut(number).and_then(Option::as_mut) {
-                lane.closing = true;
-                self.ready.push_back(number);
-            } else {
-                // It ended before it was taken here, or failed to open.
-                lock(&self.port.numbers).free.push(number);
-            }
         }
     }
 

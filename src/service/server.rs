@@ -213,7 +213,11 @@ impl<R: ShmRequest> Drop for Call<'_, R> {
         if !self.answered {
             self.view = None;
             let mut outbox = self.outbox.borrow_mut();
-            let _ = outbox.fail(self.tag, Failure::Dropped as u8);
+            let failed = outbox.fail(self.tag, Failure::Dropped as u8);
+            if failed.is_err() && !outbox.line().is_closed() {
+                // Its caller would wait for ever.
+                outbox.link().die(None);
+            }
         }
     }
 }

@@ -29,8 +29,9 @@ pub(crate) fn wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
     };
 }
 
-/// `futex(FUTEX_WAKE)`: wakes one sleeper, and says whether there was one.
+/// `futex(FUTEX_WAKE)`: wakes all sleepers, and says whether there was one. All, because any
+/// process that maps the word may sleep on it, and could take the wake of the one it is meant for.
 pub(crate) fn wake(word: &AtomicU32) -> bool {
     // SAFETY: `word` is mapped for the whole call; the kernel only uses its address as a key.
-    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, 1) > 0 }
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) > 0 }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shmbus::{Bus, ShmMessage, Wait};
+use shmbus::{Bus, CallError, ShmMessage, Wait};
 
 #[derive(ShmMessage)]
 struct Note {
@@ -75,4 +75,34 @@ fn lanes_come_and_go() {
     }
     assert_eq!(used[1_000], used[1_999], "the senders' side grows");
     assert_eq!(bus.take_incidents(), []);
+}
+
+#[derive(ShmMessage)]
+#[shm(service = "maybe", reply = Note)]
+struct Maybe {
+    answers: bool,
+}
+
+/// A client that holds as many replies as the lane first has room for is told when there is none.
+#[test]
+fn no_reply_is_told_although_replies_are_held() {
+    let name = format!("test-no-reply-{}", std::process::id());
+    let bus = Bus::open(&name).unwrap();
+    let mut server = bus.server::<Maybe>().unwrap();
+    let serving = std::thread::spawn(move || {
+        while let Some(call) = server.next().unwrap() {
+            if call.answers {
+                call.reply(&note(1, 10)).unwrap();
+            }
+        }
+    });
+    let client = bus.client::<Maybe>().unwrap();
+    let held: Vec<_> = (0..63)
+        .map(|_| client.call(&Maybe { answers: true }).unwrap())
+        .collect();
+    let error = client.call(&Maybe { answers: false }).err().unwrap();
+    assert!(matches!(error, CallError::Unanswered { .. }), "{error}");
+    drop(held);
+    bus.close();
+    serving.join().unwrap();
 }

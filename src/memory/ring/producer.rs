@@ -272,11 +272,12 @@ impl Producer {
     /// nobody else holds.
     #[inline]
     pub(crate) fn take_returned(&mut self, len: usize) -> Option<Arc<Block>> {
-        let fits = |b: &Arc<Block>| {
-            b.len() >= len && b.len() / 4 <= len.max(4096) && Arc::strong_count(b) == 1
+        // `get_mut` orders what others did with a block before its next use.
+        let fits = |b: &mut Arc<Block>| {
+            b.len() >= len && b.len() / 4 <= len.max(4096) && Arc::get_mut(b).is_some()
         };
         // The last one that came back is the warmest in the caches.
-        let at = self.returned.iter().rposition(fits)?;
+        let at = self.returned.iter_mut().rposition(fits)?;
         Some(self.returned.remove(at))
     }
 
