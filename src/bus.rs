@@ -92,7 +92,7 @@ impl Config {
         let child = command.spawn().map_err(OpenError::system(action))?;
         drop(theirs);
         let bus = Bus::start(Reach::Inherited, self)?;
-        bus.shared.node.adopt(ours)?;
+        bus.shared.node.adopt_child(ours, child.id())?;
         Ok((bus, child))
     }
 

@@ -86,7 +86,10 @@ impl Line {
 
     fn close(&self) {
         // SYNC(closed): Release; pairs with Acquire in `is_closed`.
-        self.closed.store(true, Ordering::Release);
+        if self.closed.swap(true, Ordering::Release) {
+            // Closed by the peer before the link ended: its port was told.
+            return;
+        }
         if let Some((queue, number)) = &self.notice {
             queue.push(*number);
         }
@@ -156,6 +159,7 @@ impl LaneEntry {
 
 /// Half of a lane that its port has dropped. Its memory is the lane's until the peer has closed
 /// its side too: the peer reads cells, flags and hand-backs as long as it has not.
+#[allow(clippy::large_enum_variant)] // moved twice in the life of a lane
 pub(crate) enum Remains {
     /// What was sent, and what of it was not handed back.
     Sent(Producer, #[allow(dead_code)] Shared<SenderBlock>),

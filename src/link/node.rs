@@ -21,7 +21,7 @@ use crate::memory::shared::Shared;
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
 use crate::sys::fork::Origin;
 use crate::sys::poll::{Epoll, Event};
-use crate::sys::socket::{Listener, Socket};
+use crate::sys::socket::{Credentials, Listener, Socket};
 use crate::sys::user_id;
 use crate::wait::Sleeper;
 
@@ -259,6 +259,30 @@ impl Node {
         let peer = socket
             .credentials()
             .map_err(OpenError::system("see who connected"))?;
+        self.adopt_from(socket, peer)
+    }
+
+    /// Adopts one end of a socket pair whose other end a child of ours inherited: the kernel only
+    /// knows who made the pair.
+    pub(crate) fn adopt_child(
+        self: &Arc<Self>,
+        socket: Socket,
+        pid: u32,
+    ) -> Result<Arc<Link>, OpenError> {
+        self.adopt_from(
+            socket,
+            Credentials {
+                pid,
+                uid: user_id(),
+            },
+        )
+    }
+
+    fn adopt_from(
+        self: &Arc<Self>,
+        socket: Socket,
+        peer: Credentials,
+    ) -> Result<Arc<Link>, OpenError> {
         if peer.uid != user_id() {
             let problem = format!("it runs as user {}, this one as {}", peer.uid, user_id());
             return Err(OpenError::Peer {

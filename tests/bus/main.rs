@@ -1,8 +1,10 @@
 //! Buses as their users have them: real processes, real memory, real ends.
 
+mod conversation;
 mod fork;
 mod hot_path;
 mod layouts;
+mod lifetimes;
 mod one_writer;
 mod race;
 mod support;
@@ -20,6 +22,10 @@ fn child() {
         "forbidden" => hot_path::forbidden(),
         "hot-client" => hot_path::client(arguments[0], arguments[1]),
         "hot-server" => hot_path::server(arguments[0]),
+        "echo" => conversation::echo(arguments[0]),
+        "inherits" => conversation::inherits(),
+        "many" => conversation::many(arguments[0]),
+        "stuck" => conversation::stuck(arguments[0]),
         "forks" => fork::forks(),
         "forks-with-views" => fork::forks_with_views(),
         "racer" => race::racer(arguments[0]),
