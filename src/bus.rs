@@ -201,6 +201,14 @@ impl Bus {
     /// - [`OpenError::Name`]: empty, over 100 bytes, or with a slash or a zero byte.
     /// - [`OpenError::Directory`]: the directory belongs to another user, or is open to others.
     /// - [`OpenError::System`]: the system refused something.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let bus = shmbus::Bus::open("doc-open")?;
+    /// # Ok(()) }
+    /// ```
     pub fn open(name: &str) -> Result<Bus, OpenError> {
         Config::default().open(name)
     }
@@ -213,6 +221,27 @@ impl Bus {
     /// # Errors
     ///
     /// [`OpenError::System`] where the program cannot be started.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::{process::Command, time::Duration};
+    /// use shmbus::Bus;
+    /// # use shmbus::ShmMessage;
+    /// # #[derive(ShmMessage)]
+    /// # #[shm(service = "double", reply = Doubled)]
+    /// # struct Double { number: u32 }
+    /// # #[derive(ShmMessage)]
+    /// # struct Doubled { number: u32 }
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (bus, mut child) = Bus::spawn(Command::new("engine"))?;
+    /// let client = bus.client_timeout::<Double>(Duration::from_secs(10))?;
+    /// assert_eq!(client.call(&Double { number: 21 })?.number, 42);
+    /// drop((client, bus)); // the child's server ends
+    /// child.wait()?;
+    /// # Ok(()) }
+    /// ```
     pub fn spawn(command: Command) -> Result<(Bus, Child), OpenError> {
         Config::default().spawn(command)
     }
@@ -222,6 +251,27 @@ impl Bus {
     /// # Errors
     ///
     /// [`OpenError::NoParent`] where there is none, or it was taken before.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use shmbus::Bus;
+    /// # use shmbus::ShmMessage;
+    /// # #[derive(ShmMessage)]
+    /// # #[shm(service = "double", reply = Doubled)]
+    /// # struct Double { number: u32 }
+    /// # #[derive(ShmMessage)]
+    /// # struct Doubled { number: u32 }
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let bus = Bus::from_parent()?;
+    /// let mut server = bus.server::<Double>()?;
+    /// while let Some(call) = server.next()? {
+    ///     let number = call.number.to_native() * 2;
+    ///     call.reply(&Doubled { number })?;
+    /// }
+    /// # Ok(()) }
+    /// ```
     pub fn from_parent() -> Result<Bus, OpenError> {
         Config::default().from_parent()
     }
@@ -231,6 +281,25 @@ impl Bus {
     /// # Errors
     ///
     /// [`ConnectError::Taken`], which names the process that offers it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use shmbus::{Bus, ShmMessage};
+    /// # #[derive(ShmMessage)]
+    /// # #[shm(service = "double", reply = Doubled)]
+    /// # struct Double { number: u32 }
+    /// # #[derive(ShmMessage)]
+    /// # struct Doubled { number: u32 }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-bus-server")?;
+    /// use shmbus::ConnectError;
+    ///
+    /// let server = bus.server::<Double>()?;
+    /// let other = Bus::open("doc-bus-server")?;
+    /// assert!(matches!(other.server::<Double>(), Err(ConnectError::Taken { .. })));
+    /// # Ok(()) }
+    /// ```
     pub fn server<R: ShmRequest>(&self) -> Result<Server<R>, ConnectError> {
         Server::offer(&self.shared)
     }
@@ -241,6 +310,26 @@ impl Bus {
     ///
     /// - [`ConnectError::NoServer`], at once, where nobody offers it.
     /// - [`ConnectError::Layout`] where the server's types differ; each difference is named.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use shmbus::{Bus, ShmMessage};
+    /// # #[derive(ShmMessage)]
+    /// # #[shm(service = "double", reply = Doubled)]
+    /// # struct Double { number: u32 }
+    /// # #[derive(ShmMessage)]
+    /// # struct Doubled { number: u32 }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-bus-client")?;
+    /// use shmbus::ConnectError;
+    ///
+    /// assert!(matches!(bus.client::<Double>(), Err(ConnectError::NoServer { .. })));
+    /// let server = bus.server::<Double>()?;
+    /// let client = bus.client::<Double>()?;
+    /// assert_eq!(client.server_pid(), std::process::id());
+    /// # Ok(()) }
+    /// ```
     pub fn client<R: ShmRequest>(&self) -> Result<Client<R>, ConnectError> {
         Client::connect(&self.shared, None)
     }
@@ -250,6 +339,27 @@ impl Bus {
     /// # Errors
     ///
     /// As [`client`](Self::client).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use shmbus::{Bus, ShmMessage};
+    /// # #[derive(ShmMessage)]
+    /// # #[shm(service = "double", reply = Doubled)]
+    /// # struct Double { number: u32 }
+    /// # #[derive(ShmMessage)]
+    /// # struct Doubled { number: u32 }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-client-timeout")?;
+    /// use std::time::Duration;
+    ///
+    /// # let other = bus.clone();
+    /// let starting = std::thread::spawn(move || other.server::<Double>());
+    /// let client = bus.client_timeout::<Double>(Duration::from_secs(10))?;
+    /// # drop(client);
+    /// # starting.join().expect("the server does not panic")?;
+    /// # Ok(()) }
+    /// ```
     pub fn client_timeout<R: ShmRequest>(
         &self,
         timeout: Duration,
@@ -262,6 +372,19 @@ impl Bus {
     /// # Errors
     ///
     /// [`ConnectError::Taken`], which names the process that does.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use shmbus::{Bus, ShmMessage};
+    /// # #[derive(ShmMessage)]
+    /// # struct Moved { line: u32, column: u32 }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-bus-receiver")?;
+    /// let mut receiver = bus.receiver::<Moved>("cursor")?;
+    /// assert!(receiver.try_next()?.is_none());
+    /// # Ok(()) }
+    /// ```
     pub fn receiver<T: ShmMessage>(&self, name: &str) -> Result<Receiver<T>, ConnectError> {
         Receiver::offer(&self.shared, name)
     }
@@ -271,6 +394,21 @@ impl Bus {
     /// # Errors
     ///
     /// As [`client`](Self::client).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use shmbus::{Bus, ShmMessage};
+    /// # #[derive(ShmMessage)]
+    /// # struct Moved { line: u32, column: u32 }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-bus-sender")?;
+    /// let mut receiver = bus.receiver::<Moved>("cursor")?;
+    /// let mut sender = bus.sender::<Moved>("cursor")?;
+    /// sender.send(&Moved { line: 3, column: 14 })?;
+    /// assert_eq!(receiver.next()?.expect("the bus is open").column, 14);
+    /// # Ok(()) }
+    /// ```
     pub fn sender<T: ShmMessage>(&self, name: &str) -> Result<Sender<T>, ConnectError> {
         Sender::connect(&self.shared, name, None)
     }
@@ -289,6 +427,21 @@ impl Bus {
     }
 
     /// Has every server and receiver of this bus end, once it has taken what came before.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use shmbus::{Bus, ShmMessage};
+    /// # #[derive(ShmMessage)]
+    /// # struct Moved { line: u32, column: u32 }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-close")?;
+    /// let mut receiver = bus.receiver::<Moved>("cursor")?;
+    /// let receiving = std::thread::spawn(move || receiver.next().map(|moved| moved.is_none()));
+    /// bus.close();
+    /// assert!(receiving.join().expect("the receiver does not panic")?);
+    /// # Ok(()) }
+    /// ```
     pub fn close(&self) {
         self.shared.node.end_ports();
     }
@@ -296,11 +449,32 @@ impl Bus {
     /// What went wrong with peers since the last call: refused layouts, broken protocol.
     ///
     /// At most 256 are kept; the last one says if there were more.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = shmbus::Bus::open("doc-incidents")?;
+    /// for incident in bus.take_incidents() {
+    ///     eprintln!("process {}: {}", incident.pid, incident.what);
+    /// }
+    /// # Ok(()) }
+    /// ```
     pub fn take_incidents(&self) -> Vec<Incident> {
         self.shared.node.take_incidents()
     }
 
     /// The bytes of shared memory that this bus has taken, and those of them in use.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = shmbus::Bus::open("doc-memory")?;
+    /// let (taken, used) = bus.memory();
+    /// assert!(used <= taken);
+    /// # Ok(()) }
+    /// ```
     pub fn memory(&self) -> (u64, u64) {
         self.shared.node.arena().usage()
     }

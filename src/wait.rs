@@ -25,6 +25,16 @@ use crate::sync::{AtomicBool, Ordering, fence, load_acquire_u32};
 use crate::sys::futex;
 
 /// How a port waits while there is nothing for it.
+///
+/// # Examples
+///
+/// ```
+/// use shmbus::{Bus, Config, Wait};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let bus = Config { wait: Wait::Park, ..Config::default() }.open("doc-wait")?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Wait {
     /// Polls without ever sleeping: the shortest latency, for one whole core.

@@ -43,6 +43,18 @@ use crate::message::InPlace;
 pub type Bytes = Bulk<u8>;
 
 /// Numbers that may lie in the slab already: a field of a message. Archives like a `Vec<T>`.
+///
+/// # Examples
+///
+/// ```
+/// use shmbus::{Bulk, ShmMessage};
+///
+/// #[derive(ShmMessage)]
+/// struct Samples { values: Bulk<u32> }
+///
+/// let samples = Samples { values: vec![1, 2, 3].into() };
+/// assert_eq!(samples.values.iter().sum::<u32>(), 6);
+/// ```
 pub struct Bulk<T>(Store<T>);
 
 enum Store<T> {
@@ -58,6 +70,24 @@ impl<T: Pod> Bulk<T> {
     }
 
     /// True while the elements lie in the slab and were not sent: then sending copies nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use shmbus::{Bus, Bytes, ShmMessage};
+    /// # #[derive(ShmMessage)]
+    /// # struct Chunk { content: Bytes }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-in-place")?;
+    /// # let receiver = bus.receiver::<Chunk>("upload")?;
+    /// let mut sender = bus.sender::<Chunk>("upload")?;
+    /// let chunk = Chunk { content: sender.loan_bytes(70_000)? };
+    /// assert!(chunk.content.is_in_place());
+    /// sender.send(&chunk)?;
+    /// assert!(!chunk.content.is_in_place());
+    /// assert!(!Bytes::from(vec![1]).is_in_place());
+    /// # Ok(()) }
+    /// ```
     pub fn is_in_place(&self) -> bool {
         matches!(&self.0, Store::Loan(loan, _) if !loan.was_sent())
     }

@@ -94,6 +94,22 @@ impl<T: ShmMessage> View<'_, T> {
     /// # Errors
     ///
     /// Where a custom `rkyv(with)` wrapper of one of its fields refuses the archived value.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use shmbus::{Bus, ShmMessage};
+    /// # #[derive(ShmMessage)]
+    /// # struct Moved { line: u32, column: u32 }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-to-value")?;
+    /// # let mut receiver = bus.receiver::<Moved>("cursor")?;
+    /// # let mut sender = bus.sender::<Moved>("cursor")?;
+    /// # sender.send(&Moved { line: 3, column: 14 })?;
+    /// let moved = receiver.next()?.expect("the bus is open").to_value()?;
+    /// assert_eq!((moved.line, moved.column), (3, 14));
+    /// # Ok(()) }
+    /// ```
     pub fn to_value(&self) -> Result<T, CodecError> {
         to_owned::<T>(self.archived)
     }
@@ -102,6 +118,24 @@ impl<T: ShmMessage> View<'_, T> {
     ///
     /// A message in the sender's slab stays where it is, and keeps that memory of the sender's. A
     /// small one lies in the lane itself, which must go on: it is copied out, 8 KiB at most.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use shmbus::{Bus, ShmMessage};
+    /// # #[derive(ShmMessage)]
+    /// # struct Moved { line: u32, column: u32 }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-keep")?;
+    /// let mut receiver = bus.receiver::<Moved>("cursor")?;
+    /// let mut sender = bus.sender::<Moved>("cursor")?;
+    /// sender.send(&Moved { line: 3, column: 14 })?;
+    /// let kept = receiver.next()?.expect("the bus is open").keep();
+    /// drop((receiver, sender));
+    /// let thread = std::thread::spawn(move || kept.line.to_native());
+    /// assert_eq!(thread.join().expect("the thread does not panic"), 3);
+    /// # Ok(()) }
+    /// ```
     pub fn keep(self) -> Kept<T> {
         let archived = NonNull::from(self.archived);
         let held = ManuallyDrop::new(self.held);

@@ -45,6 +45,16 @@ pub(crate) trait Port: Send + Sync {
 }
 
 /// Something that went wrong with a peer and did not concern anybody else.
+///
+/// What is told of here ended one link, or refused one connection; every other one goes on. See
+/// [`Bus::take_incidents`](crate::Bus::take_incidents).
+///
+/// # Examples
+///
+/// ```
+/// let incident = shmbus::Incident { pid: 4711, what: "it sent garbage".into() };
+/// assert!(incident.what.contains("garbage"));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Incident {
     /// The process at the other end.

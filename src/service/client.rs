@@ -73,6 +73,30 @@ impl<R: ShmRequest> Client<R> {
     }
 
     /// Chooses how this client waits for replies and for room.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use shmbus::{Bus, ShmMessage};
+    /// # #[derive(ShmMessage)]
+    /// # #[shm(service = "double", reply = Doubled)]
+    /// # struct Double { number: u32 }
+    /// # #[derive(ShmMessage)]
+    /// # struct Doubled { number: u32 }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-set-wait")?;
+    /// # let mut server = bus.server::<Double>()?;
+    /// # std::thread::spawn(move || {
+    /// #     while let Ok(Some(call)) = server.next() {
+    /// #         let number = call.number.to_native() * 2;
+    /// #         let _ = call.reply(&Doubled { number });
+    /// #     }
+    /// # });
+    /// let mut client = bus.client::<Double>()?;
+    /// client.set_wait(shmbus::Wait::Spin);
+    /// assert_eq!(client.call(&Double { number: 4 })?.number, 8);
+    /// # Ok(()) }
+    /// ```
     pub fn set_wait(&mut self, wait: Wait) {
         self.wait = wait;
     }
@@ -82,6 +106,34 @@ impl<R: ShmRequest> Client<R> {
     /// # Errors
     ///
     /// As [`Bus::client`](crate::Bus::client).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use shmbus::{Bus, ShmMessage};
+    /// # #[derive(ShmMessage)]
+    /// # #[shm(service = "double", reply = Doubled)]
+    /// # struct Double { number: u32 }
+    /// # #[derive(ShmMessage)]
+    /// # struct Doubled { number: u32 }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-client-clone")?;
+    /// # let mut server = bus.server::<Double>()?;
+    /// # std::thread::spawn(move || {
+    /// #     while let Ok(Some(call)) = server.next() {
+    /// #         let number = call.number.to_native() * 2;
+    /// #         let _ = call.reply(&Doubled { number });
+    /// #     }
+    /// # });
+    /// let client = bus.client::<Double>()?;
+    /// let other = client.try_clone()?;
+    /// let thread = std::thread::spawn(move || {
+    ///     other.call(&Double { number: 1 }).map(|reply| reply.number.to_native())
+    /// });
+    /// assert_eq!(client.call(&Double { number: 2 })?.number, 4);
+    /// assert_eq!(thread.join().expect("the thread does not panic")?, 2);
+    /// # Ok(()) }
+    /// ```
     pub fn try_clone(&self) -> Result<Client<R>, ConnectError> {
         let mut clone = Client::connect(&self.bus, None)?;
         clone.wait = self.wait;
@@ -104,6 +156,31 @@ impl<R: ShmRequest> Client<R> {
     /// - [`CallError::Lost`], [`CallError::Unanswered`], [`CallError::Failed`]: there will be no
     ///   reply to it.
     /// - [`CallError::ViewsHeld`]: too many replies are held. Nothing was sent.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use shmbus::{Bus, ShmMessage};
+    /// # #[derive(ShmMessage)]
+    /// # #[shm(service = "double", reply = Doubled)]
+    /// # struct Double { number: u32 }
+    /// # #[derive(ShmMessage)]
+    /// # struct Doubled { number: u32 }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-call")?;
+    /// # let mut server = bus.server::<Double>()?;
+    /// # std::thread::spawn(move || {
+    /// #     while let Ok(Some(call)) = server.next() {
+    /// #         let number = call.number.to_native() * 2;
+    /// #         let _ = call.reply(&Doubled { number });
+    /// #     }
+    /// # });
+    /// let client = bus.client::<Double>()?;
+    /// let four = client.call(&Double { number: 2 })?;
+    /// let six = client.call(&Double { number: 3 })?;
+    /// assert_eq!((four.number.to_native(), six.number.to_native()), (4, 6));
+    /// # Ok(()) }
+    /// ```
     #[inline]
     pub fn call(&self, request: &R) -> Result<View<'_, R::Reply>, CallError> {
         self.call_until(request, None)
@@ -115,6 +192,26 @@ impl<R: ShmRequest> Client<R> {
     ///
     /// [`CallError::TimedOut`] when the time is up while waiting for the reply, which is then
     /// dropped when it comes; [`SendError::Full`] when it is up before the request was sent.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use shmbus::{Bus, ShmMessage};
+    /// use std::time::Duration;
+    /// use shmbus::CallError;
+    /// # #[derive(ShmMessage)]
+    /// # #[shm(service = "double", reply = Doubled)]
+    /// # struct Double { number: u32 }
+    /// # #[derive(ShmMessage)]
+    /// # struct Doubled { number: u32 }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-call-timeout")?;
+    /// let server = bus.server::<Double>()?; // which never answers
+    /// let client = bus.client::<Double>()?;
+    /// let result = client.call_timeout(&Double { number: 2 }, Duration::from_millis(5));
+    /// assert!(matches!(result, Err(CallError::TimedOut)));
+    /// # Ok(()) }
+    /// ```
     pub fn call_timeout(
         &self,
         request: &R,
@@ -220,6 +317,35 @@ impl<R: ShmRequest> Client<R> {
     /// # Errors
     ///
     /// [`SendError::TooLarge`], [`SendError::Memory`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use shmbus::{Bus, Bytes, ShmMessage};
+    ///
+    /// #[derive(ShmMessage)]
+    /// #[shm(service = "save", reply = Saved)]
+    /// struct Save { path: String, content: Bytes }
+    ///
+    /// #[derive(ShmMessage)]
+    /// struct Saved { bytes: u64 }
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-loan-bytes")?;
+    /// # let mut server = bus.server::<Save>()?;
+    /// # std::thread::spawn(move || {
+    /// #     while let Ok(Some(call)) = server.next() {
+    /// #         let bytes = call.content.iter().filter(|byte| **byte == 7).count() as u64;
+    /// #         let _ = call.reply(&Saved { bytes });
+    /// #     }
+    /// # });
+    /// let client = bus.client::<Save>()?;
+    /// let mut content = client.loan_bytes(100_000)?;
+    /// content.fill(7); // or read a file into it
+    /// let reply = client.call(&Save { path: "a.txt".into(), content })?;
+    /// assert_eq!(reply.bytes, 100_000);
+    /// # Ok(()) }
+    /// ```
     pub fn loan_bytes(&self, len: usize) -> Result<Bytes, SendError> {
         self.loan_slice(len)
     }
@@ -229,6 +355,35 @@ impl<R: ShmRequest> Client<R> {
     /// # Errors
     ///
     /// [`SendError::TooLarge`], [`SendError::Memory`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use shmbus::{Bulk, Bus, ShmMessage};
+    ///
+    /// #[derive(ShmMessage)]
+    /// #[shm(service = "mean", reply = Mean)]
+    /// struct Samples { values: Bulk<u64> }
+    ///
+    /// #[derive(ShmMessage)]
+    /// struct Mean { value: u64 }
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-loan-slice")?;
+    /// # let mut server = bus.server::<Samples>()?;
+    /// # std::thread::spawn(move || {
+    /// #     while let Ok(Some(call)) = server.next() {
+    /// #         let sum: u64 = call.values.iter().map(|value| value.to_native()).sum();
+    /// #         let value = sum / call.values.len() as u64;
+    /// #         let _ = call.reply(&Mean { value });
+    /// #     }
+    /// # });
+    /// let client = bus.client::<Samples>()?;
+    /// let mut values = client.loan_slice::<u64>(3)?;
+    /// values.copy_from_slice(&[1, 2, 6]);
+    /// assert_eq!(client.call(&Samples { values })?.value, 3);
+    /// # Ok(()) }
+    /// ```
     pub fn loan_slice<T: Pod>(&self, len: usize) -> Result<Bulk<T>, SendError> {
         self.outbox.borrow_mut().loan(len)
     }

@@ -19,6 +19,23 @@ use crate::message::ShmMessage;
 use crate::wait::Wait;
 
 /// Receives what any number of senders send under one name, each sender's messages in order.
+///
+/// # Examples
+///
+/// ```
+/// # use shmbus::{Bus, ShmMessage};
+/// # #[derive(ShmMessage)]
+/// # struct Moved { line: u32, column: u32 }
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let bus = Bus::open("doc-receiver")?;
+/// let mut receiver = bus.receiver::<Moved>("cursor")?;
+/// let mut sender = bus.sender::<Moved>("cursor")?;
+/// sender.send(&Moved { line: 3, column: 14 })?;
+/// drop(sender);
+/// let moved = receiver.next()?.expect("the bus is open");
+/// assert_eq!((moved.line.to_native(), moved.column.to_native()), (3, 14));
+/// # Ok(()) }
+/// ```
 pub struct Receiver<T: ShmMessage> {
     offer: Option<Offer>,
     hub: Hub,
@@ -54,6 +71,26 @@ impl<T: ShmMessage> Receiver<T> {
     /// # Errors
     ///
     /// [`ReceiveError::Forked`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use shmbus::{Bus, ShmMessage};
+    /// # #[derive(ShmMessage)]
+    /// # struct Moved { line: u32, column: u32 }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-receiver-next")?;
+    /// let mut receiver = bus.receiver::<Moved>("cursor")?;
+    /// let mut sender = bus.sender::<Moved>("cursor")?;
+    /// sender.send(&Moved { line: 1, column: 2 })?;
+    /// bus.close(); // what was sent is still received
+    /// let mut lines = Vec::new();
+    /// while let Some(moved) = receiver.next()? {
+    ///     lines.push(moved.line.to_native());
+    /// }
+    /// assert_eq!(lines, [1]);
+    /// # Ok(()) }
+    /// ```
     #[inline]
     #[allow(clippy::should_implement_trait)] // it lends, and can fail
     pub fn next(&mut self) -> Result<Option<View<'_, T>>, ReceiveError> {
@@ -65,6 +102,20 @@ impl<T: ShmMessage> Receiver<T> {
     /// # Errors
     ///
     /// [`ReceiveError::Forked`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use shmbus::{Bus, ShmMessage};
+    /// use std::time::Duration;
+    /// # #[derive(ShmMessage)]
+    /// # struct Moved { line: u32, column: u32 }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-receiver-next-timeout")?;
+    /// let mut receiver = bus.receiver::<Moved>("cursor")?;
+    /// assert!(receiver.next_timeout(Duration::from_millis(1))?.is_none());
+    /// # Ok(()) }
+    /// ```
     pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<View<'_, T>>, ReceiveError> {
         let deadline = Instant::now().checked_add(timeout);
         self.take(|hub| hub.next(deadline).message())
@@ -75,6 +126,19 @@ impl<T: ShmMessage> Receiver<T> {
     /// # Errors
     ///
     /// [`ReceiveError::Forked`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use shmbus::{Bus, ShmMessage};
+    /// # #[derive(ShmMessage)]
+    /// # struct Moved { line: u32, column: u32 }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-receiver-try-next")?;
+    /// let mut receiver = bus.receiver::<Moved>("cursor")?;
+    /// assert!(receiver.try_next()?.is_none());
+    /// # Ok(()) }
+    /// ```
     pub fn try_next(&mut self) -> Result<Option<View<'_, T>>, ReceiveError> {
         self.take(|hub| hub.try_next())
     }
@@ -151,6 +215,28 @@ impl<T: ShmMessage> Sender<T> {
     /// # Errors
     ///
     /// As [`Bus::sender`](crate::Bus::sender).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use shmbus::{Bus, ShmMessage};
+    /// # #[derive(ShmMessage)]
+    /// # struct Moved { line: u32, column: u32 }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-sender-clone")?;
+    /// let mut receiver = bus.receiver::<Moved>("cursor")?;
+    /// let mut sender = bus.sender::<Moved>("cursor")?;
+    /// let mut other = sender.try_clone()?;
+    /// let thread = std::thread::spawn(move || other.send(&Moved { line: 1, column: 0 }));
+    /// sender.send(&Moved { line: 2, column: 0 })?;
+    /// thread.join().expect("the thread does not panic")?;
+    /// let mut sum = 0;
+    /// for _ in 0..2 {
+    ///     sum += receiver.next()?.expect("the bus is open").line.to_native();
+    /// }
+    /// assert_eq!(sum, 3);
+    /// # Ok(()) }
+    /// ```
     pub fn try_clone(&self) -> Result<Sender<T>, ConnectError> {
         let mut clone = Sender::connect(&self.bus, &self.name, None)?;
         clone.wait = self.wait;
@@ -162,6 +248,21 @@ impl<T: ShmMessage> Sender<T> {
     /// # Errors
     ///
     /// Each variant of [`SendError`] but `Full`. Nothing was published.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use shmbus::{Bus, ShmMessage};
+    /// # #[derive(ShmMessage)]
+    /// # struct Moved { line: u32, column: u32 }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-send")?;
+    /// let mut receiver = bus.receiver::<Moved>("cursor")?;
+    /// let mut sender = bus.sender::<Moved>("cursor")?;
+    /// sender.send(&Moved { line: 3, column: 14 })?;
+    /// assert_eq!(receiver.next()?.expect("the bus is open").line, 3);
+    /// # Ok(()) }
+    /// ```
     #[inline]
     pub fn send(&mut self, message: &T) -> Result<(), SendError> {
         self.outbox.send(message, 0, self.wait, None)
@@ -172,6 +273,28 @@ impl<T: ShmMessage> Sender<T> {
     /// # Errors
     ///
     /// [`SendError::Full`] where the receiver holds everything that the lane has room for.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use shmbus::{Bus, ShmMessage};
+    /// use shmbus::SendError;
+    /// # #[derive(ShmMessage)]
+    /// # struct Moved { line: u32, column: u32 }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-try-send")?;
+    /// let receiver = bus.receiver::<Moved>("cursor")?; // which takes nothing
+    /// let mut sender = bus.sender::<Moved>("cursor")?;
+    /// let mut sent = 0;
+    /// let error = loop {
+    ///     match sender.try_send(&Moved { line: sent, column: 0 }) {
+    ///         Ok(()) => sent += 1,
+    ///         Err(error) => break error,
+    ///     }
+    /// };
+    /// assert!(sent > 0 && matches!(error, SendError::Full));
+    /// # Ok(()) }
+    /// ```
     #[inline]
     pub fn try_send(&mut self, message: &T) -> Result<(), SendError> {
         self.outbox.try_send(message, 0)
@@ -182,6 +305,28 @@ impl<T: ShmMessage> Sender<T> {
     /// # Errors
     ///
     /// [`SendError::Full`] when the time is up.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use shmbus::{Bus, ShmMessage};
+    /// use std::time::Duration;
+    /// use shmbus::SendError;
+    /// # #[derive(ShmMessage)]
+    /// # struct Moved { line: u32, column: u32 }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-send-timeout")?;
+    /// let receiver = bus.receiver::<Moved>("cursor")?; // which takes nothing
+    /// let mut sender = bus.sender::<Moved>("cursor")?;
+    /// let moved = Moved { line: 3, column: 14 };
+    /// let error = loop {
+    ///     if let Err(error) = sender.send_timeout(&moved, Duration::from_millis(1)) {
+    ///         break error;
+    ///     }
+    /// };
+    /// assert!(matches!(error, SendError::Full));
+    /// # Ok(()) }
+    /// ```
     pub fn send_timeout(&mut self, message: &T, timeout: Duration) -> Result<(), SendError> {
         self.outbox
             .send(message, 0, self.wait, Instant::now().checked_add(timeout))
@@ -192,6 +337,25 @@ impl<T: ShmMessage> Sender<T> {
     /// # Errors
     ///
     /// [`SendError::TooLarge`], [`SendError::Memory`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use shmbus::{Bus, Bytes, ShmMessage};
+    ///
+    /// #[derive(ShmMessage)]
+    /// struct Chunk { number: u32, content: Bytes }
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-sender-loan")?;
+    /// let mut receiver = bus.receiver::<Chunk>("upload")?;
+    /// let mut sender = bus.sender::<Chunk>("upload")?;
+    /// let mut content = sender.loan_bytes(70_000)?;
+    /// content.fill(7);
+    /// sender.send(&Chunk { number: 0, content })?;
+    /// assert_eq!(receiver.next()?.expect("the bus is open").content.len(), 70_000);
+    /// # Ok(()) }
+    /// ```
     pub fn loan_bytes(&mut self, len: usize) -> Result<Bytes, SendError> {
         self.loan_slice(len)
     }

@@ -58,6 +58,32 @@ impl<R: ShmRequest> Server<R> {
     /// # Errors
     ///
     /// [`ReceiveError::Forked`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use shmbus::{Bus, ShmMessage};
+    /// # #[derive(ShmMessage)]
+    /// # #[shm(service = "double", reply = Doubled)]
+    /// # struct Double { number: u32 }
+    /// # #[derive(ShmMessage)]
+    /// # struct Doubled { number: u32 }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-server-next")?;
+    /// let mut server = bus.server::<Double>()?;
+    /// # let client = bus.client::<Double>()?;
+    /// # let calling = std::thread::spawn(move || {
+    /// #     client.call(&Double { number: 3 }).map(|reply| reply.number.to_native())
+    /// # });
+    /// # let closing = bus.clone();
+    /// while let Some(call) = server.next()? {
+    ///     let number = call.number.to_native() * 2;
+    ///     call.reply(&Doubled { number })?;
+    /// #   closing.close();
+    /// }
+    /// # assert_eq!(calling.join().expect("the client does not panic")?, 6);
+    /// # Ok(()) }
+    /// ```
     #[inline]
     #[allow(clippy::should_implement_trait)] // it lends, and can fail
     pub fn next(&mut self) -> Result<Option<Call<'_, R>>, ReceiveError> {
@@ -69,6 +95,23 @@ impl<R: ShmRequest> Server<R> {
     /// # Errors
     ///
     /// [`ReceiveError::Forked`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use shmbus::{Bus, ShmMessage};
+    /// use std::time::Duration;
+    /// # #[derive(ShmMessage)]
+    /// # #[shm(service = "double", reply = Doubled)]
+    /// # struct Double { number: u32 }
+    /// # #[derive(ShmMessage)]
+    /// # struct Doubled { number: u32 }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-server-next-timeout")?;
+    /// let mut server = bus.server::<Double>()?;
+    /// assert!(server.next_timeout(Duration::from_millis(1))?.is_none());
+    /// # Ok(()) }
+    /// ```
     pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<Call<'_, R>>, ReceiveError> {
         let deadline = Instant::now().checked_add(timeout);
         self.take(|hub| hub.next(deadline).message())
@@ -79,6 +122,22 @@ impl<R: ShmRequest> Server<R> {
     /// # Errors
     ///
     /// [`ReceiveError::Forked`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use shmbus::{Bus, ShmMessage};
+    /// # #[derive(ShmMessage)]
+    /// # #[shm(service = "double", reply = Doubled)]
+    /// # struct Double { number: u32 }
+    /// # #[derive(ShmMessage)]
+    /// # struct Doubled { number: u32 }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-server-try-next")?;
+    /// let mut server = bus.server::<Double>()?;
+    /// assert!(server.try_next()?.is_none());
+    /// # Ok(()) }
+    /// ```
     pub fn try_next(&mut self) -> Result<Option<Call<'_, R>>, ReceiveError> {
         self.take(|hub| hub.try_next())
     }
@@ -141,6 +200,30 @@ impl<R: ShmRequest> Call<'_, R> {
     ///
     /// [`SendError::TooLarge`], [`SendError::Encode`], [`SendError::Memory`]: the caller is told
     /// that there is no reply, and why.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use shmbus::{Bus, ShmMessage};
+    /// # #[derive(ShmMessage)]
+    /// # #[shm(service = "double", reply = Doubled)]
+    /// # struct Double { number: u32 }
+    /// # #[derive(ShmMessage)]
+    /// # struct Doubled { number: u32 }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-reply")?;
+    /// # let mut server = bus.server::<Double>()?;
+    /// # let client = bus.client::<Double>()?;
+    /// # let calling = std::thread::spawn(move || {
+    /// #     client.call(&Double { number: 5 }).map(|reply| reply.number.to_native())
+    /// # });
+    /// if let Some(call) = server.next()? {
+    ///     let number = call.number.to_native() * 2;
+    ///     call.reply(&Doubled { number })?;
+    /// }
+    /// # assert_eq!(calling.join().expect("the client does not panic")?, 10);
+    /// # Ok(()) }
+    /// ```
     #[inline]
     pub fn reply(mut self, reply: &R::Reply) -> Result<(), SendError> {
         self.answered = true;
