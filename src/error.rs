@@ -32,7 +32,7 @@ pub enum Fault {
         /// The most that is allowed, in bytes.
         most: u64,
     },
-    /// A segment that is not as large as it was said to be.
+    /// A segment that is not as large as it was said to be, or not allocated to its end.
     #[error("the peer announced a segment of {announced} bytes, but its file has {found}")]
     SegmentShort {
         /// The announced size in bytes.
@@ -50,13 +50,13 @@ pub enum Fault {
     #[error("the peer referred to segment {segment}, which it never announced or announced twice")]
     Segment {
         /// The number of the segment.
-        segment: u32,
+        segment: u64,
     },
     /// A reference that leaves its segment, or is not aligned.
     #[error("the peer referred to bytes {offset}..+{len} of segment {segment}, which has {size}")]
     Reference {
         /// The number of the segment.
-        segment: u32,
+        segment: u64,
         /// Where the reference starts, in bytes.
         offset: u64,
         /// How long it is, in bytes.
@@ -117,6 +117,12 @@ pub enum Fault {
     Hoarding {
         /// The most cells of replies that may be held.
         cells: usize,
+    },
+    /// A peer that reads no control messages, or far too few.
+    #[error("the peer lets {bytes} bytes of control messages wait")]
+    Deaf {
+        /// The bytes that wait for it.
+        bytes: usize,
     },
     /// A control message that makes no sense, or none at that moment.
     #[error("the peer sent a control message that is {what}")]

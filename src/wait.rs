@@ -19,7 +19,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::memory::layout::Bell;
+use crate::memory::arena::Block;
+use crate::memory::layout::{Bell, SegmentRef};
 use crate::memory::shared::Shared;
 use crate::sync::{AtomicBool, Ordering, fence, load_acquire_u32};
 use crate::sys::futex;
@@ -81,15 +82,17 @@ impl Ringer {
 /// One place to sleep, for one thread at a time.
 pub(crate) struct Sleeper {
     bell: Shared<Bell>,
+    block: Arc<Block>,
     id: u32,
     poked: AtomicBool,
 }
 
 impl Sleeper {
-    /// A bell of our own, and the number by which peers name it.
-    pub(crate) fn new(bell: Shared<Bell>, id: u32) -> Sleeper {
+    /// A bell in a block of our own, and the number by which peers name it.
+    pub(crate) fn new(block: Arc<Block>, id: u32) -> Sleeper {
         Sleeper {
-            bell,
+            bell: Shared::own(block.clone()),
+            block,
             id,
             poked: AtomicBool::new(false),
         }
@@ -98,6 +101,16 @@ impl Sleeper {
     /// The number by which peers name it.
     pub(crate) fn id(&self) -> u32 {
         self.id
+    }
+
+    /// Where the bell lies.
+    pub(crate) fn place(&self) -> SegmentRef {
+        self.block.reference(0, size_of::<Bell>())
+    }
+
+    /// What the bell lies in.
+    pub(crate) fn block(&self) -> &Arc<Block> {
+        &self.block
     }
 
     /// Says that this thread is about to sleep. The caller then passes a barrier and looks again.

@@ -3,12 +3,11 @@
 //! Unsafe code is needed to borrow a record's bytes.
 #![allow(unsafe_code)]
 
-use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::sync::{Arc, Weak};
 
 use crate::error::Fault;
-use crate::link::{LaneId, Line, Link, Remains};
+use crate::link::{Line, Link};
 use crate::memory::layout::{CELL, Cell, Kind, MOST_CELLS, SegmentRef};
 use crate::memory::ring::{Consumer, HandBack, Polled, Record};
 use crate::memory::segment::PeerSegment;
@@ -32,12 +31,11 @@ pub(crate) struct Message {
 
 /// See the module.
 pub(crate) struct Inbox {
-    ring: ManuallyDrop<Consumer>,
+    ring: Consumer,
     link: Arc<Link>,
     line: Arc<Line>,
-    id: LaneId,
     /// Segments that were referred to lately. Weak, so that a retired one is not held.
-    near: Vec<(u32, Weak<PeerSegment>)>,
+    near: Vec<(u64, Weak<PeerSegment>)>,
     align: usize,
     /// A fault was found: there is nothing more to receive.
     is_broken: bool,
@@ -49,15 +47,14 @@ impl Inbox {
     pub(crate) fn new<T: ShmMessage>(
         cells: Shared<[Cell]>,
         back: HandBack,
-        (link, line, id): (Arc<Link>, Arc<Line>, LaneId),
+        (link, line): (Arc<Link>, Arc<Line>),
     ) -> Inbox {
         let align = layout_of::<T>().align;
-        let ring = ManuallyDrop::new(Consumer::new(cells, align, Arc::new(back)));
+        let ring = Consumer::new(cells, align, Arc::new(back));
         let mut inbox = Inbox {
             ring,
             link,
             line,
-            id,
             near: Vec::new(),
             align,
             is_broken: false,
@@ -173,7 +170,7 @@ impl Inbox {
         self.link.die(Some(fault));
     }
 
-    fn segment(&mut self, id: u32) -> Result<Arc<PeerSegment>, Fault> {
+    fn segment(&mut self, id: u64) -> Result<Arc<PeerSegment>, Fault> {
         let near = self.near.iter().find(|(near, _)| *near == id);
         if let Some(segment) = near.and_then(|(_, weak)| weak.upgrade()) {
             return Ok(segment);
@@ -278,14 +275,6 @@ fn inline(record: &Record) -> Message {
         failed: 0,
         bytes,
         segment: None,
-    }
-}
-
-impl Drop for Inbox {
-    fn drop(&mut self) {
-        // SAFETY: taken once, here, and `self` is used no more.
-        let ring = unsafe { ManuallyDrop::take(&mut self.ring) };
-        self.link.bury(self.id, Remains::Received(ring));
     }
 }
 

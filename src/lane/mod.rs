@@ -26,7 +26,7 @@ mod view;
 
 pub use bulk::{Bulk, Bytes};
 pub(crate) use inbox::{Inbox, Message};
-pub(crate) use open::{Near, complete, lay_door, offer_end};
+pub(crate) use open::{Near, Offered, complete, lay_door, offer_end};
 pub(crate) use outbox::Outbox;
 pub(crate) use view::Held;
 pub use view::{Kept, View};

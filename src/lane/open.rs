@@ -5,12 +5,12 @@
 
 use std::sync::Arc;
 
-use super::outbox::{DoorBit, OutboxParts};
+use super::outbox::OutboxParts;
 use super::{FIRST_CELLS, Inbox, Outbox};
 use crate::error::{Fault, MemoryError};
 use crate::link::node::Node;
 use crate::link::wire::{End, SendingEnd};
-use crate::link::{LaneId, Line, Link};
+use crate::link::{DoorBit, Estate, LaneId, Line, Link};
 use crate::memory::arena::Block;
 use crate::memory::layout::{Bell, CELL, Cell, Doorbell, ReceiverBlock, SegmentRef, SenderBlock};
 use crate::memory::ring::HandBack;
@@ -32,6 +32,8 @@ pub(crate) struct Near {
 /// What a side contributes, and how it says so.
 pub(crate) struct Offered {
     pub(crate) near: Near,
+    /// The memory of it, which stays as long as the peer may look at it.
+    pub(crate) estate: Estate,
     pub(crate) end: End,
 }
 
@@ -39,12 +41,13 @@ pub(crate) struct Offered {
 /// side's messages are announced at the doorbell of the peer's port of that name.
 pub(crate) fn offer_end(
     node: &Node,
-    link: &Link,
-    (sleeper, bell): (&Arc<Sleeper>, SegmentRef),
+    link: &Arc<Link>,
+    sleeper: &Arc<Sleeper>,
     (sends, receives): (bool, bool),
     door: Option<&str>,
 ) -> Result<Offered, MemoryError> {
-    let mut places = vec![bell];
+    let bell = sleeper.place();
+    let mut estate = vec![sleeper.block().clone()];
     let mut end = End {
         sends: None,
         receives: None,
@@ -61,31 +64,32 @@ pub(crate) fn offer_end(
         let block = Arc::new(node.arena().allocate(SENDING as u64)?);
         let at = block.reference(0, SENDING);
         end.sends = Some(SendingEnd { cells: at.into() });
-        places.push(at);
+        estate.push(block.clone());
         near.sends = Some(lay_sending(block));
     }
     if receives {
         let block = Arc::new(node.arena().allocate(size_of::<ReceiverBlock>() as u64)?);
         let at = block.reference(0, size_of::<ReceiverBlock>());
         end.receives = Some(at.into());
-        places.push(at);
+        estate.push(block.clone());
         near.receives = Some(Shared::own(block));
     }
     if let Some(name) = door {
-        let (bell, at, bit) = link.take_bit(node, name)?;
+        let door = link.take_bit(node, name)?;
+        let (at, bit) = (door.at, door.bit);
         // Relaxed: nobody else flips this bit, and its last flip was in this process.
-        let word = bell.ready[usize::from(bit) / 64].load(Ordering::Relaxed);
+        let word = door.bell.ready[usize::from(bit) / 64].load(Ordering::Relaxed);
         end.door = Some((at.into(), bit, word >> (bit % 64) & 1 == 1));
-        places.push(at);
-        near.door = Some(DoorBit { bell, at, bit });
-    }
-    for at in places {
         if let Some(segment) = node.arena().segment(at.segment) {
-            // A link that cannot be told anything is given up; whoever waits on it learns that.
             let _ = link.announce(&segment);
         }
+        near.door = Some(door);
     }
-    Ok(Offered { near, end })
+    for block in &estate {
+        // A link that cannot be told anything is given up; whoever waits on it learns that.
+        let _ = link.announce(block.segment());
+    }
+    Ok(Offered { near, estate, end })
 }
 
 fn lay_sending(block: Arc<Block>) -> (Shared<SenderBlock>, Shared<[Cell]>) {
@@ -119,12 +123,9 @@ pub(crate) fn complete<S: ShmMessage, R: ShmMessage>(
     let inbox = match (near.receives, their.sends) {
         (Some(block), Some(sending)) => {
             let (sender, cells) = lay_their_sending(link, sending.cells.into())?;
-            let back = HandBack::new(block, sender, ringer()?, node.origin());
-            Some(Inbox::new::<R>(
-                cells,
-                back,
-                (link.clone(), line.clone(), id),
-            ))
+            let end = Box::new(ReceivingEnd(link.clone(), id));
+            let back = HandBack::new(block, sender, ringer()?, node.origin(), end);
+            Some(Inbox::new::<R>(cells, back, (link.clone(), line.clone())))
         }
         _ => None,
     };
@@ -145,6 +146,15 @@ pub(crate) fn complete<S: ShmMessage, R: ShmMessage>(
         _ => None,
     };
     Ok((outbox, inbox))
+}
+
+/// Held by all that looks at what came on a lane: says that nothing does any more.
+struct ReceivingEnd(Arc<Link>, LaneId);
+
+impl Drop for ReceivingEnd {
+    fn drop(&mut self) {
+        self.0.release_lane(self.1);
+    }
 }
 
 /// Lays a structure over a place of the peer's.

@@ -4,20 +4,20 @@
 #![allow(unsafe_code)]
 
 use std::mem::ManuallyDrop;
+use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytemuck::{Pod, bytes_of};
 
 use super::{Bulk, MOST_INLINE};
 use crate::error::{MemoryError, SendError};
 use crate::link::node::Node;
-use crate::link::{LaneId, Line, Link, Remains};
+use crate::link::{DoorBit, LaneId, Line, Link};
 use crate::memory::arena::Block;
 use crate::memory::layout::{
-    CELL, Cell, Doorbell, HEADER, Kind, MOST_CELLS, ReceiverBlock, SegmentRef, SenderBlock,
-    cells_for,
+    CELL, Cell, HEADER, Kind, MOST_CELLS, ReceiverBlock, SegmentRef, SenderBlock, cells_for,
 };
 use crate::memory::loan::{BEFORE, loan_len};
 use crate::memory::ring::{NoRoom, Producer, Space};
@@ -25,16 +25,10 @@ use crate::memory::shared::Shared;
 use crate::message::{Loans, ShmMessage, SlotWriter, Wanted, encode, layout_of};
 use crate::sync::{Ordering, fence, heavy_barrier, light_barrier};
 use crate::sys::fork::Origin;
+use crate::sys::poll;
 use crate::wait::{Patience, Ringer, Sleeper, Step, Wait};
 
 const REFERENCE: usize = size_of::<SegmentRef>();
-
-/// A doorbell at the receiving port, and our bit in it.
-pub(crate) struct DoorBit {
-    pub(crate) bell: Shared<Doorbell>,
-    pub(crate) at: SegmentRef,
-    pub(crate) bit: u16,
-}
 
 /// What an outbox is made of.
 pub(crate) struct OutboxParts {
@@ -61,7 +55,9 @@ pub(crate) struct Outbox {
     /// The number of the last ring that was asked for and given.
     rung: u64,
     /// Segments of ours that the peer has, as far as this lane knows.
-    known: Vec<u32>,
+    known: Vec<u64>,
+    /// Whether a segment was announced that the peer's socket has not taken yet.
+    is_stuck: bool,
     /// Whether the last message went through the slab: then the next one likely does.
     was_large: bool,
     /// Whether the last message took more than one cell: then it is not worth staging the next.
@@ -101,6 +97,7 @@ impl Outbox {
             asymmetric: parts.link.is_asymmetric(),
             rung: 0,
             known: Vec::new(),
+            is_stuck: false,
             was_large: false,
             was_long: false,
             most: parts.node.config().max_message,
@@ -396,7 +393,9 @@ impl Outbox {
         reference: SegmentRef,
         tag: u16,
     ) -> Result<(), Stop> {
-        self.announce(&block)?;
+        if !self.announce(&block)? {
+            return Err(Stop::Wait);
+        }
         let space = self.ring.here(1);
         write_behind_header(&space, bytes_of(&reference));
         let record = (Kind::Block, REFERENCE as u16, tag);
@@ -433,7 +432,7 @@ impl Outbox {
         Ok(())
     }
 
-    /// Adds cells to the lane; false where it has all that it may have.
+    /// Adds cells to the lane; false where it has all that it may have, or cannot say so yet.
     fn grow(&mut self, cells: usize) -> Result<bool, SendError> {
         let cells = cells.min(MOST_CELLS - self.ring.cells());
         if cells == 0 {
@@ -441,7 +440,9 @@ impl Outbox {
         }
         let bytes = cells * CELL;
         let block = Arc::new(self.parts.node.arena().allocate(bytes as u64)?);
-        self.announce(&block)?;
+        if !self.announce(&block)? {
+            return Ok(false);
+        }
         let space = self.ring.here(1);
         write_behind_header(&space, bytes_of(&block.reference(0, bytes)));
         self.ring
@@ -450,19 +451,23 @@ impl Outbox {
         Ok(true)
     }
 
-    fn announce(&mut self, block: &Block) -> Result<(), SendError> {
+    /// Has the peer learn of a block's segment before a record refers to it; false where it does
+    /// not read its socket at the moment.
+    fn announce(&mut self, block: &Block) -> Result<bool, SendError> {
         let segment = block.segment();
         if !self.known.contains(&segment.id()) {
-            self.parts
-                .link
-                .announce(segment)
-                .map_err(|_| self.closed())?;
+            let link = &self.parts.link;
+            link.announce(segment).map_err(|_| self.closed())?;
+            self.is_stuck = !link.flush();
+            if self.is_stuck {
+                return Ok(false);
+            }
             if self.known.len() == 16 {
                 self.known.remove(0);
             }
             self.known.push(segment.id());
         }
-        Ok(())
+        Ok(true)
     }
 
     fn check_size(&self, bytes: usize) -> Result<(), SendError> {
@@ -524,6 +529,9 @@ impl Outbox {
     /// Waits until the receiver hands something back.
     #[cold]
     fn wait_for_room(&mut self, wait: Wait, deadline: Option<Instant>) -> Result<(), SendError> {
+        if self.is_stuck {
+            return self.wait_for_socket(deadline);
+        }
         let mut patience = Patience::new(wait, deadline);
         loop {
             if self.collect()? {
@@ -558,6 +566,25 @@ impl Outbox {
         }
     }
 
+    /// Waits until the peer has read enough of its socket.
+    fn wait_for_socket(&mut self, deadline: Option<Instant>) -> Result<(), SendError> {
+        /// After so long, the end of the link is looked for, too.
+        const SLICE: Duration = Duration::from_millis(100);
+        let link = &self.parts.link;
+        while !link.flush() {
+            let left = deadline.map_or(SLICE, |d| d.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return Err(SendError::Full);
+            }
+            poll::writable(link.socket().as_fd(), left.min(SLICE));
+            if self.parts.line.is_closed() {
+                return Err(self.closed());
+            }
+        }
+        self.is_stuck = false;
+        Ok(())
+    }
+
     /// Memory of our own to fill in place, with room for its message around it.
     pub(crate) fn loan<T: Pod>(&mut self, len: usize) -> Result<Bulk<T>, SendError> {
         if self.origin.is_forked() {
@@ -577,13 +604,9 @@ impl Outbox {
 
 impl Drop for Outbox {
     fn drop(&mut self) {
-        if let Some(door) = &self.parts.door {
-            self.parts.link.free_bit(door.at, door.bit);
-        }
         // SAFETY: taken once, here, and `self` is used no more.
         let ring = unsafe { ManuallyDrop::take(&mut self.ring) };
-        let remains = Remains::Sent(ring, self.parts.block.clone());
-        self.parts.link.bury(self.parts.id, remains);
+        self.parts.link.bury(self.parts.id, Box::new(ring));
     }
 }
 

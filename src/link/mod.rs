@@ -1,108 +1,70 @@
 //! Links between processes: one Unix socket for each pair, and what came over it.
 //!
-//! - [`wire`]: the control messages.
+//! - [`wire`]: the control messages; [`outgoing`]: those that wait for a peer that does not read.
+//! - [`lanes`], [`doors`]: what lies in our memory for the peer to look at; [`presence`]: what we
+//!   look at in its memory.
 //! - [`node`]: what one open bus has: its arena, its links, its ports, its quiet thread.
 //! - [`place`]: the directory of a bus: names, locks, sockets.
 //!
-//! The socket's end-of-file is the death notice: the kernel writes it, whatever happened to the
-//! peer. Nothing that lies on the path of a message waits for the quiet thread.
+//! Nothing that lies on the path of a message waits for the quiet thread.
 //!
-//! # What a peer's death leaves behind
+//! # How a link ends
 //!
-//! Its segments stay mapped while a view refers to them, and no longer. What was lent to it
-//! returns when the lanes are dropped, from our own book. Its names are taken over by whoever
-//! comes next, since the kernel has freed its locks.
+//! 1. One side says `Bye`, or its process dies: no more is sent on either side, every lane is
+//!    closed, and whoever waits on one is woken. The link is *dead*.
+//! 2. A side that looks at nothing of the other any more, in no port and in no kept view, shuts its
+//!    half of the socket down; for a process that died the kernel does.
+//! 3. The other side sees that end of the stream: all that it lent over the link is its own again,
+//!    from its private book. The link is *free*.
+//!
+//! So memory is used again when nobody looks at it, and neither a fault nor a bus that is dropped
+//! takes it from under a peer that lives on. A dead process's segments stay mapped here while a
+//! view refers to them, and no longer; its names are taken over by whoever comes next, since the
+//! kernel has freed its locks.
 
+mod doors;
+mod lanes;
+mod line;
 pub(crate) mod node;
+mod outgoing;
 pub(crate) mod place;
+mod presence;
 pub(crate) mod wire;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use crossbeam_queue::SegQueue;
-
-use crate::error::Fault;
-use crate::memory::layout::{Doorbell, LAYOUT_VERSION, SegmentRef, SenderBlock};
-use crate::memory::ring::{Consumer, Producer};
+use crate::error::{Fault, MemoryError};
+use crate::memory::layout::{LAYOUT_VERSION, SegmentRef};
+use crate::memory::ring::Producer;
 use crate::memory::segment::{OwnSegment, PeerSegment};
-use crate::memory::shared::Shared;
 use crate::sync::{AtomicBool, Ordering};
 use crate::sys::fork::Origin;
-use crate::sys::poll;
+use crate::sys::poll::{self, Epoll};
 use crate::sys::socket::{Credentials, Socket};
-use crate::wait::{Post, Sleeper};
+use crate::wait::Post;
+pub(crate) use doors::DoorBit;
+use doors::Doors;
+pub(crate) use lanes::Estate;
+use lanes::Lanes;
+pub(crate) use line::{LaneId, Line};
 use node::Node;
+use outgoing::{Outgoing, Unsent};
+use presence::Mapped;
 use wire::{Control, End, Refusal};
 
-/// The most bytes of a peer's memory that we map: its own limit may not cost us ours.
-const MOST_MAPPED: u64 = 1 << 36;
-/// The most segments of a peer that we map at once.
-const MOST_SEGMENTS: usize = 4096;
-/// How long a peer may take to say hello, or to read what we sent it.
+/// How long a peer may take to say hello, or to answer.
 pub(crate) const HANDSHAKE: Duration = Duration::from_secs(5);
-
-/// A lane as its link knows it: to be told that its other end is gone.
-pub(crate) struct Line {
-    closed: AtomicBool,
-    sleeper: Arc<Sleeper>,
-    /// Where a port with many lanes learns which of them closed.
-    notice: Option<(Arc<SegQueue<usize>>, usize)>,
-}
-
-impl Line {
-    /// The line of a port that has no other and sleeps here.
-    pub(crate) fn new(sleeper: Arc<Sleeper>) -> Arc<Line> {
-        Arc::new(Line {
-            closed: AtomicBool::new(false),
-            sleeper,
-            notice: None,
-        })
-    }
-
-    /// One line of many: `number` is put into the queue when it closes.
-    pub(crate) fn one_of_many(
-        sleeper: Arc<Sleeper>,
-        queue: Arc<SegQueue<usize>>,
-        number: usize,
-    ) -> Arc<Line> {
-        Arc::new(Line {
-            closed: AtomicBool::new(false),
-            sleeper,
-            notice: Some((queue, number)),
-        })
-    }
-
-    /// True once the other end is gone; what it published before can still be read.
-    #[inline]
-    pub(crate) fn is_closed(&self) -> bool {
-        // SYNC(closed): Acquire; pairs with Release in `close`.
-        self.closed.load(Ordering::Acquire)
-    }
-
-    fn close(&self) {
-        // SYNC(closed): Release; pairs with Acquire in `is_closed`.
-        if self.closed.swap(true, Ordering::Release) {
-            // Closed by the peer before the link ended: its port was told.
-            return;
-        }
-        if let Some((queue, number)) = &self.notice {
-            queue.push(*number);
-        }
-        self.sleeper.poke();
-    }
-}
-
-/// Which lane of a link: who opened it, and its number there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct LaneId {
-    pub(crate) ours: bool,
-    pub(crate) number: u32,
-}
+/// The most names of ports that are remembered of one peer.
+const MOST_NAMES: usize = 4096;
+/// The most doorbells that one peer has at our ports.
+const MOST_DOORS: usize = 1024;
+/// How many control messages are read before others get their turn.
+const TURN: usize = 64;
 
 /// The answer to a request for a port.
 pub(crate) type Answer = Result<End, Refusal>;
@@ -110,13 +72,15 @@ pub(crate) type Answer = Result<End, Refusal>;
 /// The connection to one other process.
 pub(crate) struct Link {
     token: u64,
-    socket: Socket,
+    socket: Arc<Socket>,
     peer: Credentials,
     node: Weak<Node>,
+    epoll: Arc<Epoll>,
+    outgoing: Mutex<Outgoing>,
     /// Held while control messages are read, so that they are handled one by one.
     reading: Mutex<Vec<u8>>,
-    segments: RwLock<HashMap<u32, Arc<PeerSegment>>>,
-    announced: Mutex<HashSet<u32>>,
+    mapped: Mapped,
+    announced: Mutex<HashSet<u64>>,
     state: Mutex<State>,
     changed: Condvar,
     /// Whether both sides can use the cheap half of a barrier, known from the hello on.
@@ -130,65 +94,38 @@ pub(crate) struct Link {
 struct State {
     serving: HashSet<String>,
     answers: HashMap<u32, Option<Answer>>,
-    lanes: HashMap<LaneId, LaneEntry>,
-    /// Senders' halves of lanes that are closed on both sides, and of which views are still kept.
-    lingering: Vec<Producer>,
-    doors: HashMap<String, Vec<Door>>,
+    lanes: Lanes,
+    doors: Doors,
+    their_doors: HashSet<SegmentRef>,
     next_lane: u32,
 }
 
-/// A lane, until both sides have closed it.
-struct LaneEntry {
-    line: Arc<Line>,
-    ours_closed: bool,
-    theirs_closed: bool,
-    /// What the peer may still look at.
-    remains: Vec<Remains>,
-}
-
-impl LaneEntry {
-    fn new(line: Arc<Line>) -> LaneEntry {
-        LaneEntry {
-            line,
-            ours_closed: false,
-            theirs_closed: false,
-            remains: Vec::new(),
-        }
-    }
-}
-
-/// Half of a lane that its port has dropped. Its memory is the lane's until the peer has closed
-/// its side too: the peer reads cells, flags and hand-backs as long as it has not.
-#[allow(clippy::large_enum_variant)] // moved twice in the life of a lane
-pub(crate) enum Remains {
-    /// What was sent, and what of it was not handed back.
-    Sent(Producer, #[allow(dead_code)] Shared<SenderBlock>),
-    /// What was received, and what of it was not looked at.
-    Received(Consumer),
-}
-
-/// A doorbell of ours at one port of the peer's, and which of its bits are in use.
-struct Door {
-    bell: Shared<Doorbell>,
-    at: SegmentRef,
-    used: HashSet<u16>,
+/// Whether a look at the socket found all there was.
+#[derive(PartialEq, Eq)]
+enum Read {
+    All,
+    Some,
 }
 
 impl Link {
+    /// A link over a socket that `epoll` watches under the number `token`.
     pub(crate) fn new(
         token: u64,
         socket: Socket,
         peer: Credentials,
-        node: Weak<Node>,
+        (node, epoll): (Weak<Node>, Arc<Epoll>),
         origin: Origin,
     ) -> Link {
+        let socket = Arc::new(socket);
         Link {
             token,
+            mapped: Mapped::new(socket.clone(), origin),
             socket,
             peer,
             node,
+            epoll,
+            outgoing: Mutex::default(),
             reading: Mutex::new(Vec::new()),
-            segments: RwLock::default(),
             announced: Mutex::default(),
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -228,38 +165,68 @@ impl Link {
         self.fault.get().cloned()
     }
 
-    /// Sends a control message.
-    ///
-    /// A peer that reads so little that its socket is full is waited for, for a bounded time, and
-    /// then given up: it is stopped, or broken.
+    /// Sends a control message: now, or as soon as the peer has read enough. Never waits.
     pub(crate) fn say(&self, control: &Control) -> io::Result<()> {
-        self.say_with(control, None)
+        let posted = self.post(control, None);
+        posted.map_err(|unsent| self.unsaid(unsent))
     }
 
-    fn say_with(&self, control: &Control, segment: Option<&OwnSegment>) -> io::Result<()> {
+    fn post(&self, control: &Control, segment: Option<Arc<OwnSegment>>) -> Result<(), Unsent> {
         if self.origin.is_forked() {
             // The socket is the parent's to speak on.
-            return Err(io::ErrorKind::Unsupported.into());
+            return Err(Unsent::Ended);
         }
-        let bytes = wire::encode(control).ok_or(io::ErrorKind::InvalidInput)?;
-        let deadline = Instant::now() + HANDSHAKE;
-        loop {
-            match self.socket.send(&bytes, segment.map(OwnSegment::fd)) {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if self.is_dead() || left.is_zero() {
-                        self.die(None);
-                        return Err(io::ErrorKind::BrokenPipe.into());
-                    }
-                    poll::writable(self.socket.as_fd(), left.min(Duration::from_millis(100)));
-                }
-                Err(e) => {
-                    self.die(None);
-                    return Err(e);
-                }
-                Ok(()) => return Ok(()),
-            }
+        let bytes = wire::encode(control)
+            .ok_or_else(|| Unsent::System(io::ErrorKind::InvalidInput.into()))?;
+        let mut outgoing = lock(&self.outgoing);
+        let waited = outgoing.waits();
+        let sent = outgoing.send(&self.socket, bytes, segment);
+        if outgoing.waits() != waited {
+            self.watch(&outgoing);
         }
+        sent
+    }
+
+    /// A control message that was not taken ends the link, unless it has ended or is not ours.
+    fn unsaid(&self, unsent: Unsent) -> io::Error {
+        match unsent {
+            Unsent::Ended => {}
+            Unsent::Deaf(bytes) => self.die(Some(Fault::Deaf { bytes })),
+            Unsent::System(_) => self.die(None),
+        }
+        io::ErrorKind::BrokenPipe.into()
+    }
+
+    /// Sends what waits, as far as the peer has read; true where nothing waits any more.
+    pub(crate) fn flush(&self) -> bool {
+        let mut outgoing = lock(&self.outgoing);
+        if !outgoing.waits() {
+            return true;
+        }
+        let flushed = outgoing.flush(&self.socket);
+        self.watch(&outgoing);
+        drop(outgoing);
+        flushed.unwrap_or_else(|_| {
+            self.die(None);
+            true
+        })
+    }
+
+    /// What is wrong with a peer that does not read what was said to it.
+    pub(crate) fn deafness(&self) -> Option<Fault> {
+        let outgoing = lock(&self.outgoing);
+        let bytes = outgoing.bytes();
+        outgoing.waits().then_some(Fault::Deaf { bytes })
+    }
+
+    /// Has the quiet thread wait for what this link waits for.
+    fn watch(&self, outgoing: &Outgoing) {
+        self.epoll.change(
+            self.socket.as_fd(),
+            self.token,
+            !self.is_dead(),
+            outgoing.waits(),
+        );
     }
 
     /// Says hello; the answer is awaited with [`wait_hello`](Self::wait_hello).
@@ -283,23 +250,29 @@ impl Link {
         self.asymmetric.get().is_some()
     }
 
-    /// Has the peer map a segment of ours, unless it was told to before: to be called before a
-    /// reference to it is published.
-    pub(crate) fn announce(&self, segment: &OwnSegment) -> io::Result<()> {
+    /// Has the peer map a segment of ours, unless it was told to before.
+    ///
+    /// A reference that goes by control message may follow at once; one that goes through shared
+    /// memory only once this was sent: see [`flush`](Self::flush).
+    pub(crate) fn announce(&self, segment: &Arc<OwnSegment>) -> io::Result<()> {
         let mut announced = lock(&self.announced);
-        if !announced.contains(&segment.id()) {
-            let control = Control::Segment {
-                id: segment.id(),
-                len: segment.len(),
-            };
-            self.say_with(&control, Some(segment))?;
+        if announced.contains(&segment.id()) {
+            return Ok(());
+        }
+        let control = Control::Segment {
+            id: segment.id(),
+            len: segment.len(),
+        };
+        let posted = self.post(&control, Some(segment.clone()));
+        if posted.is_ok() {
             announced.insert(segment.id());
         }
-        Ok(())
+        drop(announced);
+        posted.map_err(|unsent| self.unsaid(unsent))
     }
 
     /// Has the peer unmap a segment of ours.
-    pub(crate) fn retire(&self, id: u32) {
+    pub(crate) fn retire(&self, id: u64) {
         if lock(&self.announced).remove(&id) {
             // A peer that cannot be told is given up by `say`.
             let _ = self.say(&Control::Retired { id });
@@ -310,17 +283,18 @@ impl Link {
     ///
     /// Its announcement was sent before any reference to it, so if it is not here yet, it lies in
     /// the socket: reading that is all the waiting there is.
-    pub(crate) fn segment(&self, id: u32) -> Result<Arc<PeerSegment>, Fault> {
-        if let Some(segment) = self.known_segment(id) {
-            return Ok(segment);
+    pub(crate) fn segment(&self, id: u64) -> Result<Arc<PeerSegment>, Fault> {
+        /// More than any honest peer says between an announcement and the first reference.
+        const MOST_TURNS: usize = 1024;
+        for _ in 0..MOST_TURNS {
+            if let Some(segment) = self.mapped.get(id) {
+                return Ok(segment);
+            }
+            if self.pump() == Read::All {
+                break;
+            }
         }
-        self.pump();
-        self.known_segment(id).ok_or(Fault::Segment { segment: id })
-    }
-
-    fn known_segment(&self, id: u32) -> Option<Arc<PeerSegment>> {
-        let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
-        segments.get(&id).cloned()
+        self.mapped.get(id).ok_or(Fault::Segment { segment: id })
     }
 
     /// Checks a reference of the peer's, and returns the place and what keeps it mapped.
@@ -332,22 +306,37 @@ impl Link {
         at: SegmentRef,
         align: u64,
     ) -> Result<(Arc<PeerSegment>, NonNull<u8>), Fault> {
-        let segment = self.known_segment(at.segment).ok_or(Fault::Segment {
+        let segment = self.mapped.get(at.segment).ok_or(Fault::Segment {
             segment: at.segment,
         })?;
         let place = segment.resolve(at, align)?;
         Ok((segment, place))
     }
 
-    /// Reads and handles all control messages that have come. Called by the quiet thread, and by
+    /// Does what there is to do at the socket. Called by the quiet thread.
+    pub(crate) fn tend(&self) {
+        self.flush();
+        if !self.is_dead() {
+            self.pump();
+        } else if poll::is_ended(self.socket.as_fd()) {
+            self.free();
+        }
+    }
+
+    /// Reads and handles control messages that have come. Called by the quiet thread, and by
     /// whoever cannot wait for it.
-    pub(crate) fn pump(&self) {
+    fn pump(&self) -> Read {
         let Some(node) = self.node.upgrade() else {
-            return;
+            return Read::All;
         };
         let mut buffer = lock(&self.reading);
         buffer.resize(wire::MOST_BYTES, 0);
-        while !self.is_dead() {
+        let mut read = Read::Some;
+        for _ in 0..TURN {
+            if self.is_dead() {
+                read = Read::All;
+                break;
+            }
             match self.socket.receive(&mut buffer) {
                 Ok(Some((n, fds))) => {
                     let handled =
@@ -356,54 +345,45 @@ impl Link {
                         self.die(Some(fault));
                     }
                 }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    read = Read::All;
+                    break;
+                }
                 Err(e) if e.kind() == io::ErrorKind::InvalidData => {
                     self.die(Some(Fault::Control { what: "too long" }));
                 }
-                Ok(None) | Err(_) => self.die(None),
+                Ok(None) | Err(_) => self.free(),
             }
         }
         // Links are many, control messages few.
         *buffer = Vec::new();
+        read
     }
 
     fn handle(&self, node: &Arc<Node>, control: Control, fds: Vec<OwnedFd>) -> Result<(), Fault> {
         let carries = usize::from(matches!(control, Control::Segment { .. }));
         if fds.len() != carries {
-            return Err(Fault::Control {
-                what: "without, or with too many, descriptors",
-            });
+            let what = "without, or with too many, descriptors";
+            return Err(Fault::Control { what });
         }
-        if !self.has_said_hello() && !matches!(control, Control::Hello { .. }) {
+        if !self.has_said_hello() && !matches!(control, Control::Hello { .. } | Control::Bye) {
             return Err(Fault::Control {
                 what: "not a hello",
             });
         }
+        let id = |ours, number| LaneId { ours, number };
         match control {
             Control::Hello { layout, barrier } => self.greeted(layout, barrier)?,
-            Control::Segment { id, len } => self.map(id, len, &fds[0])?,
-            Control::Retired { id } => {
-                let mut segments = self
-                    .segments
-                    .write()
-                    .unwrap_or_else(PoisonError::into_inner);
-                segments.remove(&id).ok_or(Fault::Segment { segment: id })?;
-            }
+            Control::Segment { id, len } => self.mapped.add(id, len, &fds[0])?,
+            Control::Retired { id } => self.mapped.remove(id)?,
             Control::Open {
                 lane,
                 name,
                 types,
                 end,
             } => {
-                let id = LaneId {
-                    ours: false,
-                    number: lane,
-                };
-                let answer = match self
-                    .me(node)
-                    .map(|me| node.accept(&me, id, &name, types, end))
-                {
-                    Some(answer) => answer?,
+                let answer = match node.link(self.token) {
+                    Some(me) => node.accept(&me, id(false, lane), &name, types, end)?,
                     None => Err(Refusal::NoServer),
                 };
                 let _ = self.say(&match answer {
@@ -414,28 +394,13 @@ impl Link {
             Control::Opened { lane, end } => self.answered(lane, Ok(end))?,
             Control::Refused { lane, why } => self.answered(lane, Err(why))?,
             Control::Differs { name, schemas } => node.differs(self.pid(), &name, &schemas),
-            Control::Closed { lane, mine } => {
-                self.closed(LaneId {
-                    ours: !mine,
-                    number: lane,
-                });
-            }
+            Control::Closed { lane, mine } => self.closed(id(!mine, lane)),
+            Control::Released { lane, mine } => self.released(id(!mine, lane)),
             Control::Ring { bell } => node.rouse(bell),
-            Control::Serving { name } => {
-                if self.state().serving.len() >= 4096 {
-                    return Err(Fault::Control {
-                        what: "one of too many names",
-                    });
-                }
-                self.state().serving.insert(name);
-                self.changed.notify_all();
-            }
+            Control::Serving { name } => self.serves(name)?,
+            Control::Bye => self.die(None),
         }
         Ok(())
-    }
-
-    fn me(&self, node: &Node) -> Option<Arc<Link>> {
-        node.link(self.token)
     }
 
     fn greeted(&self, layout: u32, barrier: bool) -> Result<(), Fault> {
@@ -453,35 +418,31 @@ impl Link {
         Ok(())
     }
 
-    fn map(&self, id: u32, len: u64, fd: &OwnedFd) -> Result<(), Fault> {
-        let mut segments = self
-            .segments
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        let mapped: u64 = segments.values().map(|s| s.len()).sum();
-        if segments.contains_key(&id) || segments.len() >= MOST_SEGMENTS {
-            return Err(Fault::Segment { segment: id });
+    fn serves(&self, name: String) -> Result<(), Fault> {
+        place::check_name(&name).map_err(|_| Fault::Control {
+            what: "a name that none can be",
+        })?;
+        let mut state = self.state();
+        if state.serving.len() >= MOST_NAMES && !state.serving.contains(&name) {
+            return Err(Fault::Control {
+                what: "one of too many names",
+            });
         }
-        let segment = PeerSegment::map(fd, len, MOST_MAPPED.saturating_sub(mapped))?;
-        segments.insert(id, Arc::new(segment));
+        state.serving.insert(name);
+        self.changed.notify_all();
         Ok(())
     }
 
     fn answered(&self, lane: u32, answer: Answer) -> Result<(), Fault> {
+        let id = LaneId {
+            ours: true,
+            number: lane,
+        };
         let mut state = self.state();
         let issued = state.next_lane;
+        let freed = answer.is_err().then(|| state.lanes.refused(id));
         match state.answers.get_mut(&lane) {
-            Some(slot @ None) => {
-                let refused = answer.is_err();
-                *slot = Some(answer);
-                let id = LaneId {
-                    ours: true,
-                    number: lane,
-                };
-                if let Some(entry) = state.lanes.get_mut(&id) {
-                    entry.theirs_closed = refused;
-                }
-            }
+            Some(slot @ None) => *slot = Some(answer),
             // Its caller has given up waiting.
             None if lane < issued => {}
             _ => {
@@ -490,11 +451,13 @@ impl Link {
             }
         }
         self.changed.notify_all();
+        drop(state);
+        drop(freed);
         Ok(())
     }
 
-    /// A number for a lane that we open; its answer is then awaited.
-    pub(crate) fn new_lane(&self, line: Arc<Line>) -> LaneId {
+    /// A number for a lane that we open, on which we send; its answer is then awaited.
+    pub(crate) fn new_lane(&self, line: Arc<Line>, estate: Estate) -> LaneId {
         let mut state = self.state();
         let id = LaneId {
             ours: true,
@@ -502,7 +465,7 @@ impl Link {
         };
         state.next_lane = state.next_lane.wrapping_add(1);
         state.answers.insert(id.number, None);
-        state.lanes.insert(id, LaneEntry::new(line));
+        state.lanes.add(id, line, estate, true);
         id
     }
 
@@ -541,130 +504,86 @@ impl Link {
         }
     }
 
-    /// Registers a lane that the peer opened. False where the number is in use.
-    pub(crate) fn add_lane(&self, id: LaneId, line: Arc<Line>) -> bool {
-        let mut state = self.state();
-        // A link that died took its lanes under this lock, or will.
-        if self.is_dead() {
-            return false;
-        }
-        match state.lanes.entry(id) {
-            std::collections::hash_map::Entry::Occupied(_) => false,
-            std::collections::hash_map::Entry::Vacant(place) => {
-                place.insert(LaneEntry::new(line));
-                true
-            }
-        }
+    /// True where the peer may open no more lanes.
+    pub(crate) fn is_full(&self) -> bool {
+        self.state().lanes.is_full()
     }
 
-    /// Ends a lane from our side. Its halves were buried before.
-    pub(crate) fn close_lane(&self, id: LaneId) {
+    /// Registers a lane that the peer opened. False where the number is in use.
+    pub(crate) fn add_lane(
+        &self,
+        id: LaneId,
+        line: Arc<Line>,
+        estate: Estate,
+        sends: bool,
+    ) -> bool {
         let mut state = self.state();
-        let Some(entry) = state.lanes.get_mut(&id) else {
-            return;
-        };
-        entry.ours_closed = true;
-        let gone = if entry.theirs_closed {
-            state.lanes.remove(&id)
-        } else {
-            None
-        };
-        drop(state);
-        drop(gone);
+        // A link that died closed its lines under this lock, or will.
+        !self.is_dead() && state.lanes.add(id, line, estate, sends)
+    }
+
+    /// The port of a lane is dropped: what it sent was buried before.
+    pub(crate) fn close_lane(&self, id: LaneId) {
+        let freed = self.state().lanes.close(id);
+        drop(freed);
         let _ = self.say(&Control::Closed {
+            lane: id.number,
+            mine: id.ours,
+        });
+        self.let_go_if_idle();
+    }
+
+    /// Nothing that came on a lane is looked at any more.
+    pub(crate) fn release_lane(&self, id: LaneId) {
+        let _ = self.say(&Control::Released {
             lane: id.number,
             mine: id.ours,
         });
     }
 
-    /// The peer has closed a lane: it looks at nothing of it any more, but for what it keeps.
     fn closed(&self, id: LaneId) {
-        let mut state = self.state();
-        let Some(entry) = state.lanes.get_mut(&id) else {
-            return;
-        };
-        entry.theirs_closed = true;
-        let line = entry.line.clone();
-        let remains = std::mem::take(&mut entry.remains);
-        if entry.ours_closed {
-            state.lanes.remove(&id);
-        }
-        drop(state);
-        remains.into_iter().for_each(|remains| self.settle(remains));
-        line.close();
-    }
-
-    /// Takes half of a lane from its port, for as long as the peer may look at it.
-    pub(crate) fn bury(&self, id: LaneId, remains: Remains) {
-        let mut state = self.state();
-        match state.lanes.get_mut(&id) {
-            Some(entry) if !entry.theirs_closed => entry.remains.push(remains),
-            Some(_) => {
-                drop(state);
-                self.settle(remains);
-            }
-            // The link is dead, or the lane was never opened.
-            None => drop(state),
+        let (line, freed) = self.state().lanes.closed(id);
+        drop(freed);
+        if let Some(line) = line {
+            line.close();
         }
     }
 
-    /// Half of a lane whose other half is gone.
-    fn settle(&self, remains: Remains) {
-        let mut done = Vec::new();
-        match remains {
-            Remains::Received(mut ring) => ring.drain(),
-            Remains::Sent(ring, _) => {
-                let mut state = self.state();
-                state.lingering.push(ring);
-                // Dropped below, without the lock: that gives memory back, and may tell peers so.
-                for mut ring in std::mem::take(&mut state.lingering) {
-                    let keeps = if ring.is_lent() {
-                        &mut state.lingering
-                    } else {
-                        &mut done
-                    };
-                    keeps.push(ring);
-                }
-            }
-        }
-        drop(done);
+    fn released(&self, id: LaneId) {
+        let freed = self.state().lanes.released(id);
+        drop(freed);
+    }
+
+    /// Takes what was sent on a lane from its port, for as long as the peer may look at it.
+    pub(crate) fn bury(&self, id: LaneId, sent: Box<Producer>) {
+        let freed = self.state().lanes.bury(id, sent);
+        drop(freed);
     }
 
     /// A free bit in a doorbell of ours at the peer's port of this name.
     pub(crate) fn take_bit(
-        &self,
+        self: &Arc<Self>,
         node: &Node,
         name: &str,
-    ) -> Result<(Shared<Doorbell>, SegmentRef, u16), crate::error::MemoryError> {
-        const LANES: u16 = crate::memory::layout::DOORBELL_LANES as u16;
-        let mut state = self.state();
-        let doors = state.doors.entry(name.to_owned()).or_default();
-        if let Some(door) = doors.iter_mut().find(|d| d.used.len() < usize::from(LANES)) {
-            let bit = (0..LANES).find(|b| !door.used.contains(b)).unwrap_or(0);
-            door.used.insert(bit);
-            return Ok((door.bell.clone(), door.at, bit));
-        }
-        let block = Arc::new(node.arena().allocate(size_of::<Doorbell>() as u64)?);
-        let at = block.reference(0, size_of::<Doorbell>());
-        let bell = Shared::<Doorbell>::own(block);
-        doors.push(Door {
-            bell: bell.clone(),
-            at,
-            used: HashSet::from([0]),
-        });
-        Ok((bell, at, 0))
+    ) -> Result<DoorBit, MemoryError> {
+        self.state().doors.take(node.arena(), name, self)
     }
 
-    /// Gives a bit back.
-    pub(crate) fn free_bit(&self, at: SegmentRef, bit: u16) {
-        let mut state = self.state();
-        for door in state.doors.values_mut().flatten().filter(|d| d.at == at) {
-            door.used.remove(&bit);
-        }
+    fn free_bit(&self, at: SegmentRef, bit: u16) {
+        self.state().doors.free(at, bit);
+    }
+
+    /// Notes a doorbell of the peer's at a port of ours; false where there are too many.
+    pub(crate) fn knows_door(&self, at: SegmentRef) -> bool {
+        let doors = &mut self.state().their_doors;
+        doors.contains(&at) || (doors.len() < MOST_DOORS && doors.insert(at))
     }
 
     /// Ends the link: every lane of it is closed, and whoever waits on one is woken.
     pub(crate) fn die(&self, fault: Option<Fault>) {
+        if self.origin.is_forked() {
+            return;
+        }
         if let Some(fault) = fault {
             let _ = self.fault.set(fault);
         }
@@ -672,21 +591,43 @@ impl Link {
         if self.dead.swap(true, Ordering::Release) {
             return;
         }
-        self.socket.shutdown();
-        let (lanes, lingering) = {
-            let mut state = self.state();
-            (
-                std::mem::take(&mut state.lanes),
-                std::mem::take(&mut state.lingering),
-            )
-        };
-        lanes.values().for_each(|entry| entry.line.close());
+        let lines = self.state().lanes.lines();
+        lines.iter().for_each(|line| line.close());
         self.changed.notify_all();
-        if let Some(node) = self.node.upgrade() {
-            node.forget(self.token);
+        if let Some(bye) = wire::encode(&Control::Bye) {
+            let mut outgoing = lock(&self.outgoing);
+            outgoing.end(&self.socket, bye);
+            self.watch(&outgoing);
         }
+        if let Some(node) = self.node.upgrade() {
+            node.ended(self);
+        }
+        self.let_go_if_idle();
+        // A stranger: nothing of ours was ever shown to it.
+        if lock(&self.announced).is_empty() {
+            self.free();
+        }
+    }
+
+    /// Looks at nothing of the peer's any more, if the link is dead and no port uses it.
+    fn let_go_if_idle(&self) {
+        if self.is_dead() && !self.state().lanes.is_used() {
+            self.mapped.let_go();
+        }
+    }
+
+    /// The peer looks at nothing of ours any more, and the link is dead.
+    pub(crate) fn free(&self) {
+        self.die(None);
+        let freed = {
+            let mut state = self.state();
+            (state.lanes.free(), std::mem::take(&mut state.doors))
+        };
         // Without a lock: this gives memory back, and may tell other peers so.
-        drop((lanes, lingering));
+        drop(freed);
+        if let Some(node) = self.node.upgrade() {
+            node.forget(self);
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -16,11 +16,10 @@ use super::{Answer, HANDSHAKE, LaneId, Link, lock};
 use crate::Config;
 use crate::error::{ConnectError, Fault, MemoryError, OpenError};
 use crate::memory::arena::{Arena, Limits};
-use crate::memory::layout::{Bell, SegmentRef};
-use crate::memory::shared::Shared;
+use crate::memory::layout::Bell;
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
 use crate::sys::fork::Origin;
-use crate::sys::poll::{Epoll, Event};
+use crate::sys::poll::{self, Epoll, Event};
 use crate::sys::socket::{Credentials, Listener, Socket};
 use crate::sys::user_id;
 use crate::wait::Sleeper;
@@ -81,7 +80,7 @@ pub(crate) struct Node {
     config: Config,
     origin: Origin,
     arena: Arc<Arena>,
-    epoll: Epoll,
+    epoll: Arc<Epoll>,
     event: Event,
     quits: AtomicBool,
     next_token: AtomicU64,
@@ -98,6 +97,8 @@ pub(crate) struct Node {
 const EVENT: u64 = 0;
 const LISTENER: u64 = 1;
 const FIRST_LINK: u64 = 2;
+/// How long a bus that is dropped waits for peers that do not read, to say that it ends.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// More incidents than anybody reads are counted, not kept.
 const MOST_INCIDENTS: usize = 256;
 
@@ -126,7 +127,7 @@ impl Node {
                     },
                     on_retire,
                 ),
-                epoll,
+                epoll: Arc::new(epoll),
                 event,
                 quits: AtomicBool::new(false),
                 next_token: AtomicU64::new(FIRST_LINK),
@@ -163,10 +164,27 @@ impl Node {
                 let _ = quiet.join();
             }
         }
-        self.all_links().iter().for_each(|link| link.die(None));
+        self.end_links();
         let listens = lock(&self.listener).take().is_some();
         if let Reach::Name { place, socket, .. } = &self.reach {
             place.leave(listens.then_some(socket.as_str()));
+        }
+    }
+
+    /// Ends every link. The arena goes with the bus, so nothing that was lent is used again.
+    fn end_links(&self) {
+        let links: Vec<_> = lock(&self.links).values().cloned().collect();
+        links.iter().for_each(|link| link.die(None));
+        let deadline = Instant::now() + LAST_WORDS;
+        for link in &links {
+            // The quiet thread is gone: what waits for a peer that does not read is sent here.
+            while !link.flush() {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() || !poll::writable(link.socket().as_fd(), left) {
+                    break;
+                }
+            }
+            link.free();
         }
     }
 
@@ -207,24 +225,24 @@ impl Node {
         lock(&self.links).get(&token).cloned()
     }
 
+    /// The links that have not ended.
     pub(crate) fn all_links(&self) -> Vec<Arc<Link>> {
-        lock(&self.links).values().cloned().collect()
+        let links = lock(&self.links);
+        links.values().filter(|l| !l.is_dead()).cloned().collect()
     }
 
     /// A new place to sleep.
-    pub(crate) fn new_sleeper(&self) -> Result<(Arc<Sleeper>, SegmentRef), MemoryError> {
+    pub(crate) fn new_sleeper(&self) -> Result<Arc<Sleeper>, MemoryError> {
         let block = Arc::new(self.arena.allocate(size_of::<Bell>() as u64)?);
-        let at = block.reference(0, size_of::<Bell>());
-        let bell = Shared::<Bell>::own(block);
         let mut sleepers = lock(&self.sleepers);
         let free = sleepers.iter().position(|s| s.strong_count() == 0);
         let id = free.unwrap_or(sleepers.len());
-        let sleeper = Arc::new(Sleeper::new(bell, id as u32));
+        let sleeper = Arc::new(Sleeper::new(block, id as u32));
         match free {
             Some(id) => sleepers[id] = Arc::downgrade(&sleeper),
             None => sleepers.push(Arc::downgrade(&sleeper)),
         }
-        Ok((sleeper, at))
+        Ok(sleeper)
     }
 
     /// Rings a bell of ours for a peer that found nobody sleeping. An unknown number is no fault:
@@ -296,16 +314,18 @@ impl Node {
             token,
             socket,
             peer,
-            Arc::downgrade(self),
+            (Arc::downgrade(self), self.epoll.clone()),
             self.origin,
         ));
         lock(&self.links).insert(token, link.clone());
-        self.epoll
-            .add(link.socket().as_fd(), token)
-            .map_err(OpenError::system("watch a socket"))?;
-        link.hello().map_err(OpenError::system("greet a peer"))?;
-        for name in lock(&self.ports).keys() {
-            let _ = link.say(&Control::Serving { name: name.clone() });
+        let fd = link.socket().as_fd();
+        if let Err(error) = self.epoll.add(fd, token).and_then(|()| link.hello()) {
+            link.die(None);
+            return Err(OpenError::system("greet a peer")(error));
+        }
+        let names: Vec<_> = lock(&self.ports).keys().cloned().collect();
+        for name in names {
+            let _ = link.say(&Control::Serving { name });
         }
         Ok(link)
     }
@@ -326,6 +346,7 @@ impl Node {
             .connect(&owner.socket)
             .map_err(OpenError::system(action))?;
         let link = self.adopt(socket)?;
+        known.retain(|_, link| link.strong_count() > 0);
         known.insert(owner.socket.clone(), Arc::downgrade(&link));
         drop(known);
         if !link.wait_hello() {
@@ -338,17 +359,21 @@ impl Node {
         Ok(link)
     }
 
-    pub(crate) fn forget(&self, token: u64) {
-        let gone = lock(&self.links).remove(&token);
-        if let Some(link) = gone {
-            self.epoll.remove(link.socket().as_fd());
-            if let Some(fault) = link.fault() {
-                self.report(link.pid(), fault.to_string());
-            }
-            if matches!(self.reach, Reach::Inherited) {
-                self.end_ports();
-            }
+    /// A link has ended, once.
+    pub(crate) fn ended(&self, link: &Link) {
+        if let Some(fault) = link.fault() {
+            self.report(link.pid(), fault.to_string());
         }
+        if matches!(self.reach, Reach::Inherited) {
+            self.end_ports();
+        }
+    }
+
+    /// A link has ended, and its peer looks at nothing of ours any more.
+    pub(crate) fn forget(&self, link: &Link) {
+        self.epoll.remove(link.socket().as_fd());
+        let gone = lock(&self.links).remove(&link.token());
+        drop(gone);
     }
 
     /// Has every port end once it has received what was sent.
@@ -449,7 +474,7 @@ impl Node {
                     LISTENER => self.welcome(&mut strangers),
                     token => {
                         if let Some(link) = self.link(token) {
-                            link.pump();
+                            link.tend();
                         }
                     }
                 }

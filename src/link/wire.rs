@@ -24,7 +24,7 @@ const VERSION: u32 = 1;
 /// Where something lies, as it travels.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Where {
-    pub(crate) segment: u32,
+    pub(crate) segment: u64,
     pub(crate) offset: u64,
     pub(crate) len: u64,
 }
@@ -43,7 +43,6 @@ impl From<Where> for SegmentRef {
     fn from(at: Where) -> SegmentRef {
         SegmentRef {
             segment: at.segment,
-            zero: 0,
             offset: at.offset,
             len: at.len,
         }
@@ -99,9 +98,9 @@ pub(crate) enum Control {
     /// First of all, from both sides.
     Hello { layout: u32, barrier: bool },
     /// A segment of the sender's arena; its descriptor comes with the message.
-    Segment { id: u32, len: u64 },
+    Segment { id: u64, len: u64 },
     /// A segment that is used no more.
-    Retired { id: u32 },
+    Retired { id: u64 },
     /// Asks for the port of this name.
     Open {
         lane: u32,
@@ -117,10 +116,14 @@ pub(crate) enum Control {
     Differs { name: String, schemas: Schemas },
     /// The port is used no more. `mine`: the sender of this message opened it.
     Closed { lane: u32, mine: bool },
+    /// Nothing that came on this lane is looked at any more, now or ever.
+    Released { lane: u32, mine: bool },
     /// Ring this bell of yours.
     Ring { bell: u32 },
     /// A port of this name is offered from now on.
     Serving { name: String },
+    /// Last of all: the link has ended.
+    Bye,
 }
 
 /// Writes a control message.

@@ -36,7 +36,7 @@ pub(crate) struct Limits {
 }
 
 /// Called with the number of a segment that is gone.
-type OnRetire = Box<dyn Fn(u32) + Send + Sync>;
+type OnRetire = Box<dyn Fn(u64) + Send + Sync>;
 
 /// The memory that this process alone writes.
 pub(crate) struct Arena {
@@ -47,8 +47,8 @@ pub(crate) struct Arena {
 
 #[derive(Default)]
 struct Book {
-    segments: BTreeMap<u32, Ranges>,
-    next_id: u32,
+    segments: BTreeMap<u64, Ranges>,
+    next_id: u64,
     total: u64,
 }
 
@@ -102,7 +102,7 @@ impl Arena {
     }
 
     /// The segment with this number, while it is in use.
-    pub(crate) fn segment(&self, id: u32) -> Option<Arc<OwnSegment>> {
+    pub(crate) fn segment(&self, id: u64) -> Option<Arc<OwnSegment>> {
         self.book().segments.get(&id).map(|r| r.segment.clone())
     }
 
@@ -117,7 +117,7 @@ impl Arena {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn give_back(&self, segment: u32, offset: u64, len: u64) {
+    fn give_back(&self, segment: u64, offset: u64, len: u64) {
         let retired = self.book().put(segment, offset, len);
         if let Some(segment) = retired {
             (self.on_retire)(segment.id());
@@ -173,7 +173,7 @@ impl Book {
     }
 
     /// Joins a range with its free neighbours; returns the segment if it is to go.
-    fn put(&mut self, id: u32, mut offset: u64, mut len: u64) -> Option<Arc<OwnSegment>> {
+    fn put(&mut self, id: u64, mut offset: u64, mut len: u64) -> Option<Arc<OwnSegment>> {
         let ranges = self.segments.get_mut(&id)?;
         ranges.used -= len;
         if let Some((&before, &l)) = ranges.free.range(..offset).next_back() {
@@ -227,7 +227,6 @@ impl Block {
         let offset = self.offset + offset as u64;
         SegmentRef {
             segment: self.segment.id(),
-            zero: 0,
             offset,
             len: len as u64,
         }

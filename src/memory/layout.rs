@@ -91,11 +91,10 @@ mod sizes {
 }
 
 /// Where something lies in an arena: as a peer says it, to be checked by whoever uses it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct SegmentRef {
-    pub(crate) segment: u32,
-    pub(crate) zero: u32,
+    pub(crate) segment: u64,
     pub(crate) offset: u64,
     pub(crate) len: u64,
 }

@@ -10,6 +10,7 @@
 //! A reader checks all four and the size before it maps; what it was promised is not believed.
 #![allow(unsafe_code)]
 
+use std::any::Any;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
@@ -24,14 +25,14 @@ pub(crate) const PAGE: u64 = 4096;
 
 /// A segment of this process's own arena: mapped writable here, and nowhere else.
 pub(crate) struct OwnSegment {
-    id: u32,
+    id: u64,
     map: MmapRaw,
     fd: OwnedFd,
 }
 
 impl OwnSegment {
     /// Makes a segment of `len` bytes, rounded up to whole pages, all of them allocated now.
-    pub(crate) fn create(id: u32, len: u64) -> Result<OwnSegment, MemoryError> {
+    pub(crate) fn create(id: u64, len: u64) -> Result<OwnSegment, MemoryError> {
         let len = len.next_multiple_of(PAGE);
         let exhausted = |source| MemoryError::Exhausted { bytes: len, source };
         let fd = memfd::create(c"shmbus", len).map_err(exhausted)?;
@@ -50,7 +51,7 @@ impl OwnSegment {
     }
 
     /// The number by which messages refer to this segment; never used twice by one arena.
-    pub(crate) fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u64 {
         self.id
     }
 
@@ -77,11 +78,20 @@ impl OwnSegment {
 /// A segment of a peer's arena: mapped read-only.
 pub(crate) struct PeerSegment {
     map: MmapRaw,
+    /// Dropped behind the mapping: says that it is gone.
+    _share: Box<dyn Any + Send + Sync>,
 }
 
 impl PeerSegment {
     /// Checks the seals and the size of a descriptor that a peer sent, and maps it for reading.
-    pub(crate) fn map(fd: &OwnedFd, len: u64, most: u64) -> Result<PeerSegment, Fault> {
+    ///
+    /// `share` is dropped once it is no longer mapped.
+    pub(crate) fn map(
+        fd: &OwnedFd,
+        len: u64,
+        most: u64,
+        share: Box<dyn Any + Send + Sync>,
+    ) -> Result<PeerSegment, Fault> {
         if len == 0 || len > most || len % PAGE != 0 {
             return Err(Fault::SegmentSize {
                 announced: len,
@@ -95,11 +105,13 @@ impl PeerSegment {
                 wanted: memfd::SEALS,
             });
         }
-        let size = memfd::size(fd.as_fd()).map_err(|_| Fault::NotMemory)?;
-        if size != len {
+        let (size, allocated) = memfd::size(fd.as_fd()).map_err(|_| Fault::NotMemory)?;
+        // Pages that its owner did not allocate would be allocated by our reading them.
+        let found = if size == len { allocated } else { size };
+        if size != len || found < len {
             return Err(Fault::SegmentShort {
                 announced: len,
-                found: size,
+                found,
             });
         }
         let map = MmapOptions::new()
@@ -107,7 +119,7 @@ impl PeerSegment {
             .populate()
             .map_raw_read_only(fd)
             .map_err(|_| Fault::CannotMap { bytes: len })?;
-        Ok(PeerSegment { map })
+        Ok(PeerSegment { map, _share: share })
     }
 
     /// The size in bytes.
@@ -151,7 +163,7 @@ mod tests {
     }
 
     fn map(fd: &OwnedFd, len: u64) -> Result<u64, Fault> {
-        PeerSegment::map(fd, len, MOST).map(|segment| segment.len())
+        PeerSegment::map(fd, len, MOST, Box::new(())).map(|segment| segment.len())
     }
 
     #[test]
@@ -197,6 +209,17 @@ mod tests {
             let fault = Fault::SegmentSize { announced, most };
             assert_eq!(map(&fd, announced), Err(fault));
         }
+    }
+
+    #[test]
+    fn a_sparse_segment_is_refused() {
+        let fd = file(2 * PAGE);
+        let hole = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        memfd::allocate(fd.as_fd(), hole, 0, PAGE).expect("it is not sealed yet");
+        memfd::seal(fd.as_fd()).expect("it can be sealed");
+        let (announced, found) = (2 * PAGE, PAGE);
+        let fault = Fault::SegmentShort { announced, found };
+        assert_eq!(map(&fd, announced), Err(fault));
     }
 
     #[test]

@@ -8,7 +8,6 @@ use crate::lane::{Inbox, Outbox, complete, offer_end};
 use crate::link::node::{Node, Reach};
 use crate::link::wire::{Control, Refusal, Schemas, Types};
 use crate::link::{HANDSHAKE, LaneId, Line, Link};
-use crate::memory::layout::SegmentRef;
 use crate::message::{ShmMessage, layout_of};
 use crate::schema::{Difference, Schema, diff};
 use crate::wait::Sleeper;
@@ -151,8 +150,8 @@ fn try_connect<T: ShmMessage, R: ShmMessage>(
             fault: link.fault(),
         });
     }
-    let (sleeper, bell) = node.new_sleeper()?;
-    open_lane::<T, R>(node, &link, name, replies, (sleeper, bell))
+    let sleeper = node.new_sleeper()?;
+    open_lane::<T, R>(node, &link, name, replies, sleeper)
 }
 
 fn open_lane<T: ShmMessage, R: ShmMessage>(
@@ -160,15 +159,15 @@ fn open_lane<T: ShmMessage, R: ShmMessage>(
     link: &Arc<Link>,
     name: &str,
     replies: bool,
-    (sleeper, bell): (Arc<Sleeper>, SegmentRef),
+    sleeper: Arc<Sleeper>,
 ) -> Result<Connected, ConnectError> {
     let lost = || ConnectError::Lost {
         pid: link.pid(),
         fault: link.fault(),
     };
-    let offered = offer_end(node, link, (&sleeper, bell), (true, replies), Some(name))?;
+    let offered = offer_end(node, link, &sleeper, (true, replies), Some(name))?;
     let line = Line::new(sleeper.clone());
-    let id = link.new_lane(line.clone());
+    let id = link.new_lane(line.clone(), offered.estate);
     let closer = Closer::new(link.clone(), id);
     let types = types_of::<T, R>(replies);
     let open = Control::Open {

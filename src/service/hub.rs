@@ -9,26 +9,16 @@
 //! why). What the doorbells say is a hint: a forged bit has a lane looked at in vain, a withheld
 //! one delays nothing but the lane of the peer that withholds it.
 
-use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_queue::SegQueue;
-
-use super::connect::Closer;
-use crate::error::{Fault, MemoryError};
-use crate::lane::{Inbox, Message, Outbox, complete, lay_door, offer_end};
-use crate::link::node::{Node, Port};
-use crate::link::wire::{End, Refusal, Schemas, Types};
-use crate::link::{Answer, LaneId, Line, Link, lock};
+use super::port::{DoorAt, HubPort, Lane};
+use crate::lane::Message;
 use crate::memory::layout::{DOORBELL_LANES, Doorbell, SegmentRef};
 use crate::memory::shared::Shared;
-use crate::message::ShmMessage;
-use crate::sync::{AtomicBool, Ordering, heavy_barrier, load_acquire, load_acquire_u32};
-use crate::wait::{Patience, Sleeper, Step, Wait};
-
-use super::connect::{differences, schemas_of, types_of};
+use crate::sync::{Ordering, heavy_barrier, load_acquire, load_acquire_u32};
+use crate::wait::{Patience, Step, Wait};
 
 /// How many lanes are looked at directly.
 const MOST_WATCHED: usize = 4;
@@ -36,22 +26,6 @@ const MOST_WATCHED: usize = 4;
 const IDLE: u32 = 2_000;
 /// After so many messages of watched lanes, the others are looked after.
 const TURN: u32 = 32;
-
-/// The side of a hub that the quiet thread knows: opens lanes and puts them into its queue.
-pub(crate) struct HubPort {
-    name: String,
-    replies: bool,
-    types: Types,
-    make: Make,
-    schemas: fn(bool) -> Schemas,
-    explain: fn(bool, &Schemas) -> Vec<crate::schema::Difference>,
-    sleeper: Arc<Sleeper>,
-    bell: SegmentRef,
-    opened: SegQueue<Lane>,
-    closed: Arc<SegQueue<usize>>,
-    numbers: Mutex<Numbers>,
-    ended: AtomicBool,
-}
 
 /// After so many looks in vain, hand-backs of a watched lane are not gathered any longer.
 const SETTLED: u32 = 32;
@@ -61,33 +35,6 @@ const GLANCES: usize = 16;
 const STREAM: u32 = 8;
 /// How many pauses a receiver looks away from the stream that it caught up with.
 const AWAY: usize = 4;
-
-type Joined = Result<(Option<Outbox>, Option<Inbox>), Fault>;
-type Make = fn(&Arc<Node>, &Arc<Link>, (&Arc<Line>, LaneId), crate::lane::Near, &End) -> Joined;
-/// A peer's doorbell, where it lies, its link's token, a lane's bit in it, and how that bit stood.
-type DoorOf = (Shared<Doorbell>, SegmentRef, u64, u16, bool);
-
-#[derive(Default)]
-struct Numbers {
-    free: Vec<usize>,
-    next: usize,
-}
-
-/// One lane, as the hub has it.
-pub(crate) struct Lane {
-    number: usize,
-    pub(crate) inbox: RefCell<Inbox>,
-    pub(crate) outbox: Option<RefCell<Outbox>>,
-    /// How many cells of its messages are held as views.
-    pub(crate) held: Cell<usize>,
-    door: Option<DoorOf>,
-    closing: bool,
-    watched: bool,
-    /// Whether the ring that was last asked for has been seen.
-    rung: bool,
-    idle: u32,
-    _closer: Closer,
-}
 
 /// A doorbell, and what was seen of it.
 struct Door {
@@ -113,120 +60,6 @@ pub(crate) struct Hub {
     /// How many messages came one right after the other.
     run: u32,
     pub(crate) wait: Wait,
-}
-
-impl HubPort {
-    /// A port that receives `T`, and replies with `R` if it `replies`.
-    pub(crate) fn new<T: ShmMessage, R: ShmMessage>(
-        node: &Node,
-        name: &str,
-        replies: bool,
-    ) -> Result<Arc<HubPort>, MemoryError> {
-        let (sleeper, bell) = node.new_sleeper()?;
-        Ok(Arc::new(HubPort {
-            name: name.to_owned(),
-            replies,
-            types: types_of::<T, R>(replies),
-            make: |node, link, line, near, end| complete::<R, T>(node, link, line, near, end, true),
-            schemas: schemas_of::<T, R>,
-            explain: differences::<T, R>,
-            sleeper,
-            bell,
-            opened: SegQueue::new(),
-            closed: Arc::new(SegQueue::new()),
-            numbers: Mutex::default(),
-            ended: AtomicBool::new(false),
-        }))
-    }
-
-    fn new_number(&self) -> usize {
-        let mut numbers = lock(&self.numbers);
-        numbers.free.pop().unwrap_or_else(|| {
-            numbers.next += 1;
-            numbers.next - 1
-        })
-    }
-
-    fn door_of(&self, link: &Link, end: &End) -> Result<Option<DoorOf>, Fault> {
-        let Some((at, bit, stands)) = end.door else {
-            return Err(Fault::Control {
-                what: "a lane without a doorbell",
-            });
-        };
-        if usize::from(bit) >= DOORBELL_LANES {
-            return Err(Fault::Control {
-                what: "a bit outside of its doorbell",
-            });
-        }
-        let bell = lay_door(link, at.into())?;
-        Ok(Some((bell, at.into(), link.token(), bit, stands)))
-    }
-}
-
-impl Port for HubPort {
-    fn accept(
-        &self,
-        node: &Arc<Node>,
-        link: &Arc<Link>,
-        id: LaneId,
-        types: Types,
-        end: End,
-    ) -> Result<Answer, Fault> {
-        if self.ended.load(Ordering::Acquire) {
-            return Ok(Err(Refusal::NoServer));
-        }
-        if types != self.types {
-            return Ok(Err(Refusal::Layout((self.schemas)(self.replies))));
-        }
-        let bell = (&self.sleeper, self.bell);
-        let Ok(offered) = offer_end(node, link, bell, (self.replies, true), None) else {
-            return Ok(Err(Refusal::NoMemory));
-        };
-        let number = self.new_number();
-        let line = Line::one_of_many(self.sleeper.clone(), self.closed.clone(), number);
-        let door = self.door_of(link, &end)?;
-        let (outbox, inbox) = (self.make)(node, link, (&line, id), offered.near, &end)?;
-        let inbox = inbox.ok_or(Fault::Control {
-            what: "a lane that sends nothing",
-        })?;
-        if !link.add_lane(id, line) {
-            return Err(Fault::Control {
-                what: "a lane whose number is in use",
-            });
-        }
-        self.opened.push(Lane {
-            number,
-            inbox: RefCell::new(inbox),
-            outbox: outbox.map(RefCell::new),
-            held: Cell::new(0),
-            door,
-            closing: false,
-            watched: false,
-            rung: false,
-            idle: 0,
-            _closer: Closer::new(link.clone(), id),
-        });
-        self.sleeper.poke();
-        Ok(Ok(offered.end))
-    }
-
-    fn differs(&self, pid: u32, schemas: &Schemas) -> String {
-        let differences = (self.explain)(self.replies, schemas);
-        let mut text = format!(
-            "{:?} was asked for by process {pid} with another layout",
-            self.name
-        );
-        for difference in differences {
-            text += &format!("\n  {difference}");
-        }
-        text
-    }
-
-    fn end(&self) {
-        // SYNC(ended): Release; pairs with Acquire in `Hub::next`.
-        self.ended.store(true, Ordering::Release);
-        self.sleeper.poke();
-    }
 }
 
 impl Hub {
@@ -409,7 +242,7 @@ impl Hub {
                     let number = door.lanes[bit] as usize;
                     if let Some(lane) = self.lanes.get_mut(number).and_then(Option::as_mut) {
                         lane.rung = true;
-                        self.ready.push_back(number);
+                        lane.queue(&mut self.ready);
                     }
                 }
             }
@@ -418,6 +251,9 @@ impl Hub {
 
     fn look_at_ready(&mut self) -> Option<(usize, Message)> {
         while let Some(number) = self.ready.pop_front() {
+            if let Some(lane) = self.lanes.get_mut(number).and_then(Option::as_mut) {
+                lane.queued = false;
+            }
             let watched = self.watch(number);
             let Some(lane) = self.lanes.get_mut(number).and_then(Option::as_mut) else {
                 continue;
@@ -426,7 +262,7 @@ impl Hub {
                 Some(message) => {
                     if !watched || lane.closing {
                         // Others first, then this one again.
-                        self.ready.push_back(number);
+                        lane.queue(&mut self.ready);
                     }
                     return Some((number, message));
                 }
@@ -461,7 +297,7 @@ impl Hub {
         if lane.rung && !lane.watched {
             lane.rung = false;
             if inbox.rearm() {
-                self.ready.push_back(number);
+                lane.queue(&mut self.ready);
             }
         }
     }
@@ -481,7 +317,7 @@ impl Hub {
             // SYNC(attend): pairs with the light barrier in `Outbox::signal`.
             heavy_barrier(inbox.is_asymmetric());
             if inbox.is_ready() {
-                self.ready.push_back(number);
+                lane.queue(&mut self.ready);
             }
         }
         true
@@ -496,10 +332,10 @@ impl Hub {
             self.take_opened();
             if let Some(lane) = self.lanes.get_mut(number).and_then(Option::as_mut) {
                 lane.closing = true;
-                self.ready.push_back(number);
+                lane.queue(&mut self.ready);
             } else {
                 // It ended before it was taken here, or failed to open.
-                lock(&self.port.numbers).free.push(number);
+                self.port.free_number(number);
             }
         }
     }
@@ -507,40 +343,36 @@ impl Hub {
     fn take_opened(&mut self) {
         while let Some(mut lane) = self.port.opened.pop() {
             let number = lane.number;
-            if let Some((bell, at, token, bit, stands)) = lane.door.take() {
-                let door = self.door(bell.clone(), (token, at));
-                let (word, mask) = (usize::from(bit) / 64, 1 << (bit % 64));
-                door.seen[word] = door.seen[word] & !mask | if stands { mask } else { 0 };
-                door.lanes[usize::from(bit)] = number as u32;
+            if let Some(at) = &lane.door {
+                let door = self.door(at);
+                let (word, mask) = (usize::from(at.bit) / 64, 1 << (at.bit % 64));
+                door.seen[word] = door.seen[word] & !mask | if at.stands { mask } else { 0 };
+                door.lanes[usize::from(at.bit)] = number as u32;
                 door.count += 1;
                 // Whatever it rang before this is looked at now.
                 door.rings = load_acquire_u32(&door.bell.rings).wrapping_sub(1);
-                lane.door = Some((bell, at, token, bit, stands));
             }
             if self.lanes.len() <= number {
                 self.lanes.resize_with(number + 1, || None);
             }
+            lane.queue(&mut self.ready);
             self.lanes[number] = Some(lane);
-            self.ready.push_back(number);
         }
     }
 
-    fn door(&mut self, bell: Shared<Doorbell>, key: (u64, SegmentRef)) -> &mut Door {
-        let at = self
-            .doors
-            .iter()
-            .position(|d| d.key == key)
-            .unwrap_or_else(|| {
-                self.doors.push(Door {
-                    bell,
-                    key,
-                    rings: 0,
-                    seen: Box::new([0; DOORBELL_LANES / 64]),
-                    lanes: Box::new([NOBODY; DOORBELL_LANES]),
-                    count: 0,
-                });
-                self.doors.len() - 1
+    fn door(&mut self, at: &DoorAt) -> &mut Door {
+        let known = self.doors.iter().position(|d| d.key == at.key);
+        let at = known.unwrap_or_else(|| {
+            self.doors.push(Door {
+                bell: at.bell.clone(),
+                key: at.key,
+                rings: 0,
+                seen: Box::new([0; DOORBELL_LANES / 64]),
+                lanes: Box::new([NOBODY; DOORBELL_LANES]),
+                count: 0,
             });
+            self.doors.len() - 1
+        });
         &mut self.doors[at]
     }
 
@@ -549,11 +381,11 @@ impl Hub {
         let Some(lane) = self.lanes[number].take() else {
             return;
         };
-        if let Some((_, at, token, bit, _)) = lane.door {
-            if let Some(i) = self.doors.iter().position(|d| d.key == (token, at)) {
+        if let Some(at) = &lane.door {
+            if let Some(i) = self.doors.iter().position(|d| d.key == at.key) {
                 let door = &mut self.doors[i];
-                if door.lanes[usize::from(bit)] == number as u32 {
-                    door.lanes[usize::from(bit)] = NOBODY;
+                if door.lanes[usize::from(at.bit)] == number as u32 {
+                    door.lanes[usize::from(at.bit)] = NOBODY;
                 }
                 door.count -= 1;
                 if door.count == 0 {
@@ -561,7 +393,7 @@ impl Hub {
                 }
             }
         }
-        lock(&self.port.numbers).free.push(number);
+        self.port.free_number(number);
     }
 
     #[cold]
@@ -572,7 +404,7 @@ impl Hub {
                 lane.inbox.get_mut().arm();
                 (lane.watched, lane.rung) = (false, false);
                 asymmetric |= lane.inbox.get_mut().is_asymmetric();
-                self.ready.push_back(number);
+                lane.queue(&mut self.ready);
             }
         }
         let odd = self.port.sleeper.prepare();
@@ -580,11 +412,12 @@ impl Hub {
         heavy_barrier(asymmetric);
         // The lanes just armed are looked at once more; none of them needs another barrier, as
         // none is armed anew before its ring was seen.
-        let lanes = &self.lanes;
+        let lanes = &mut self.lanes;
         self.ready.retain(|&n| {
-            lanes[n]
-                .as_ref()
-                .is_some_and(|l| l.closing || l.inbox.borrow().is_ready())
+            lanes[n].as_mut().is_some_and(|lane| {
+                lane.queued = lane.closing || lane.inbox.get_mut().is_ready();
+                lane.queued
+            })
         });
         let rung = self
             .doors

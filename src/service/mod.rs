@@ -2,12 +2,14 @@
 //!
 //! - [`Client`] and [`Server`]: a typed request and its reply.
 //! - [`Sender`] and [`Receiver`]: one way.
-//! - [`hub`]: what the receiving two have in common: many lanes, one place to wait.
+//! - [`hub`]: what the receiving two have in common: many lanes, one place to wait; [`port`]: how
+//!   lanes come to it.
 
 mod client;
 mod connect;
 mod hub;
 mod one_way;
+mod port;
 mod server;
 
 pub use client::Client;

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use bytemuck::Pod;
 
 use super::connect::{Closer, Connected, connect};
-use super::hub::{Hub, HubPort};
+use super::hub::Hub;
+use super::port::HubPort;
 use crate::bus::Shared as BusShared;
 use crate::error::{ConnectError, ReceiveError, SendError};
 use crate::lane::{Bulk, Bytes, Held, Message, Outbox, View};

@@ -9,7 +9,8 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::hub::{Hub, HubPort};
+use super::hub::Hub;
+use super::port::HubPort;
 use super::{Failure, MOST_HELD};
 use crate::bus::Shared as BusShared;
 use crate::error::{ConnectError, Fault, ReceiveError, SendError};
@@ -226,14 +227,14 @@ impl<R: ShmRequest> Call<'_, R> {
     /// ```
     #[inline]
     pub fn reply(mut self, reply: &R::Reply) -> Result<(), SendError> {
-        self.answered = true;
         // The request is read; what it took goes back before its caller goes on.
         self.view = None;
         let mut outbox = self.outbox.borrow_mut();
-        match outbox.try_send(reply, self.tag) {
-            Ok(()) => Ok(()),
-            Err(error) => unsent(&mut outbox, self.tag, error),
-        }
+        let sent = outbox.try_send(reply, self.tag);
+        // Only now: a reply that panics while it is archived leaves the call to `drop`, which
+        // tells the caller.
+        self.answered = true;
+        sent.or_else(|error| unsent(&mut outbox, self.tag, error))
     }
 
     /// The process that called.
@@ -262,10 +263,7 @@ fn unsent(outbox: &mut Outbox, tag: u16, error: SendError) -> Result<(), SendErr
     let why = match &error {
         SendError::Closed { .. } => return Ok(()),
         SendError::Full => {
-            // No client of ours holds so much: this one does not keep to the protocol.
-            outbox
-                .link()
-                .die(Some(Fault::Hoarding { cells: MOST_HELD }));
+            hoards(outbox);
             return Ok(());
         }
         SendError::TooLarge { .. } => Failure::TooLarge,
@@ -275,11 +273,18 @@ fn unsent(outbox: &mut Outbox, tag: u16, error: SendError) -> Result<(), SendErr
     };
     // A lane too full even for this ends with its link, as above.
     if outbox.fail(tag, why as u8).is_err() && !outbox.line().is_closed() {
-        outbox
-            .link()
-            .die(Some(Fault::Hoarding { cells: MOST_HELD }));
+        hoards(outbox);
     }
     Err(error)
+}
+
+/// Ends the link of a client that leaves no room for its reply, which cannot wait for it.
+#[cold]
+fn hoards(outbox: &Outbox) {
+    // No client of ours holds so much, or reads so little: it does not keep to the protocol.
+    let link = outbox.link();
+    let hoarding = Fault::Hoarding { cells: MOST_HELD };
+    link.die(Some(link.deafness().unwrap_or(hoarding)));
 }
 
 impl<R: ShmRequest> Deref for Call<'_, R> {

@@ -3,7 +3,8 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 
 /// What every arena segment carries: its size is fixed, no new writable mapping can be made, and
 /// no seal can be added any more (Linux 5.1).
@@ -19,9 +20,20 @@ pub(crate) fn create(name: &CStr, len: u64) -> io::Result<OwnedFd> {
     let size = libc::off_t::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
     // SAFETY: the descriptor is owned and open.
     check_retry(|| unsafe { libc::ftruncate(fd.as_raw_fd(), size) })?;
-    // SAFETY: the same.
-    check_retry(|| unsafe { libc::fallocate(fd.as_raw_fd(), 0, 0, size) })?;
+    allocate(fd.as_fd(), 0, 0, len)?;
     Ok(fd)
+}
+
+/// `fallocate`.
+pub(crate) fn allocate(
+    fd: BorrowedFd<'_>,
+    mode: libc::c_int,
+    from: u64,
+    len: u64,
+) -> io::Result<()> {
+    let range = (from as libc::off_t, len as libc::off_t);
+    // SAFETY: plain integers on an open descriptor.
+    check_retry(|| unsafe { libc::fallocate(fd.as_raw_fd(), mode, range.0, range.1) })
 }
 
 fn memfd(name: &CStr, flags: libc::c_uint) -> io::Result<OwnedFd> {
@@ -58,9 +70,9 @@ pub(crate) fn seals(fd: BorrowedFd<'_>) -> io::Result<libc::c_int> {
     super::check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) })
 }
 
-/// `fstat`: the size of the file in bytes.
-pub(crate) fn size(fd: BorrowedFd<'_>) -> io::Result<u64> {
-    File::from(fd.try_clone_to_owned()?)
-        .metadata()
-        .map(|m| m.len())
+/// `fstat`: the size of the file, and how much of it is allocated, in bytes.
+pub(crate) fn size(fd: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
+    let file = File::from(fd.try_clone_to_owned()?);
+    // Blocks of `stat` have 512 bytes on Linux, whatever the file system.
+    file.metadata().map(|m| (m.len(), m.blocks() * 512))
 }

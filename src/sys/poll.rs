@@ -28,6 +28,24 @@ impl Epoll {
         Ok(())
     }
 
+    /// `epoll_ctl(EPOLL_CTL_MOD)`: for reading, or else for the end of what the other side sends;
+    /// and for writing. A descriptor that is not in the set any more is no error.
+    pub(crate) fn change(&self, fd: BorrowedFd<'_>, token: u64, reads: bool, writes: bool) {
+        let input = if reads {
+            libc::EPOLLIN
+        } else {
+            libc::EPOLLRDHUP
+        };
+        let output = if writes { libc::EPOLLOUT } else { 0 };
+        let mut event = libc::epoll_event {
+            events: (input | output) as u32,
+            u64: token,
+        };
+        let (set, fd) = (self.0.as_raw_fd(), fd.as_raw_fd());
+        // SAFETY: the event outlives the call.
+        unsafe { libc::epoll_ctl(set, libc::EPOLL_CTL_MOD, fd, &mut event) };
+    }
+
     /// `epoll_ctl(EPOLL_CTL_DEL)`; a descriptor that is not in the set is no error.
     pub(crate) fn remove(&self, fd: BorrowedFd<'_>) {
         let (set, fd) = (self.0.as_raw_fd(), fd.as_raw_fd());
@@ -95,6 +113,11 @@ impl Event {
 /// `poll(POLLOUT)`: waits until a descriptor can be written; false when the time is up.
 pub(crate) fn writable(fd: BorrowedFd<'_>, timeout: Duration) -> bool {
     one(fd, libc::POLLOUT, timeout)
+}
+
+/// `poll(POLLRDHUP)`: whether the other side of a socket sends no more, now.
+pub(crate) fn is_ended(fd: BorrowedFd<'_>) -> bool {
+    one(fd, libc::POLLRDHUP, Duration::ZERO)
 }
 
 fn one(fd: BorrowedFd<'_>, events: libc::c_short, timeout: Duration) -> bool {

@@ -104,10 +104,10 @@ impl Socket {
         super::check(unsafe { libc::fcntl(self.0.as_raw_fd(), libc::F_SETFD, flags) }).map(drop)
     }
 
-    /// `shutdown`: ends the connection in both directions, for whoever holds it.
-    pub(crate) fn shutdown(&self) {
+    /// `shutdown(SHUT_WR)`: the end of what this side sends, which the other side then reads.
+    pub(crate) fn shutdown_write(&self) {
         // SAFETY: plain integers; a socket that is not connected is no harm.
-        unsafe { libc::shutdown(self.0.as_raw_fd(), libc::SHUT_RDWR) };
+        unsafe { libc::shutdown(self.0.as_raw_fd(), libc::SHUT_WR) };
     }
 
     /// `sendmsg`: one whole message with at most one descriptor; never blocks, raises no signal.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shmbus::{Bus, CallError, ShmMessage, Wait};
+use shmbus::{Bus, CallError, SendError, ShmMessage, Wait};
 
 #[derive(ShmMessage)]
 struct Note {
@@ -105,4 +105,76 @@ fn no_reply_is_told_although_replies_are_held() {
     drop(held);
     bus.close();
     serving.join().unwrap();
+}
+
+/// A kept message outlives the bus of its receiver; the sender, which lives on, does not use its
+/// memory again before it is dropped.
+#[test]
+fn a_kept_message_outlives_its_bus_and_not_its_bytes() {
+    let name = format!("test-kept-outlives-{}", std::process::id());
+    let other = Bus::open(&name).unwrap();
+    let third = Bus::open(&name).unwrap();
+    let mut elsewhere = third.receiver::<Note>("elsewhere").unwrap();
+    let mut busy = other.sender::<Note>("elsewhere").unwrap();
+    let mut exchange = |len| {
+        for id in 100..120 {
+            busy.send(&note(id, len)).unwrap();
+            let view = elsewhere.next().unwrap().unwrap();
+            assert_eq!((view.id.to_native(), view.text.len()), (id, len));
+        }
+    };
+    exchange(10);
+    for len in [20_000, 100_000] {
+        let bus = Bus::open(&name).unwrap();
+        let mut receiver = bus.receiver::<Note>("first").unwrap();
+        let mut sender = other.sender::<Note>("first").unwrap();
+        let kept: Vec<_> = (0..3)
+            .map(|id| {
+                sender.send(&note(id, len)).unwrap();
+                receiver.next().unwrap().unwrap().keep()
+            })
+            .collect();
+        drop((receiver, bus));
+        // The link has ended for this side when the sender is told so.
+        while !matches!(sender.send(&note(9, 10)), Err(SendError::Closed { .. })) {
+            std::thread::yield_now();
+        }
+        drop(sender);
+        exchange(len);
+        for (id, kept) in (0..).zip(&kept) {
+            assert_eq!(kept.text, note(id, len).text, "its memory was used again");
+        }
+        let with_kept = other.memory().1;
+        drop(kept);
+        // The last of them is dropped: now it is the sender's again, in a moment.
+        while other.memory().1 + 3 * len as u64 > with_kept {
+            std::thread::yield_now();
+        }
+        exchange(len);
+    }
+    assert_eq!(other.take_incidents(), []);
+}
+
+/// What was published before the bus was dropped is still received, from cells and slab alike.
+#[test]
+fn what_was_sent_before_the_end_arrives() {
+    let name = format!("test-before-the-end-{}", std::process::id());
+    let bus = Bus::open(&name).unwrap();
+    let mut receiver = bus.receiver::<Note>("notes").unwrap();
+    let other = Bus::open(&name).unwrap();
+    let mut sender = other.sender::<Note>("notes").unwrap();
+    let sizes = [10, 3_000, 100_000, 10, 600_000];
+    for (id, len) in (0..).zip(sizes) {
+        sender.send(&note(id, len)).unwrap();
+    }
+    drop((sender, other));
+    for (id, len) in (0..).zip(sizes) {
+        let view = receiver
+            .next_timeout(Duration::from_secs(60))
+            .unwrap()
+            .unwrap();
+        assert_eq!(view.id, id);
+        assert_eq!(view.text, note(id, len).text);
+    }
+    assert_eq!(bus.take_incidents(), []);
 }

@@ -1,5 +1,6 @@
 //! The receiving half: finds the next record, and hands records back in any order.
 
+use std::any::Any;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -188,18 +189,6 @@ impl Consumer {
         }
     }
 
-    /// Hands back what came and was not looked at. Cells that would have to be mapped first are
-    /// left to the end of the link.
-    pub(crate) fn drain(&mut self) {
-        for _ in 0..MOST_CELLS {
-            match self.poll() {
-                Ok(Polled::Record(record)) => self.hand_back(record.cell),
-                Ok(Polled::Empty | Polled::Extend(_)) | Err(_) => break,
-            }
-        }
-        self.flush();
-    }
-
     /// What hands back from other threads, and after this half is gone.
     pub(crate) fn back(&self) -> &Arc<HandBack> {
         &self.back
@@ -267,15 +256,19 @@ pub(crate) struct HandBack {
     origin: Origin,
     /// Records that outlive the receiving half's own book.
     kept: AtomicU64,
+    /// Dropped last: says that nothing is looked at any more.
+    _end: Box<dyn Any + Send + Sync>,
 }
 
 impl HandBack {
-    /// The words of a new lane, and how its sender is woken.
+    /// The words of a new lane, and how its sender is woken. `end` is dropped when nothing that
+    /// came on the lane is looked at any more.
     pub(crate) fn new(
         block: Shared<ReceiverBlock>,
         sender: Shared<SenderBlock>,
         ringer: Ringer,
         origin: Origin,
+        end: Box<dyn Any + Send + Sync>,
     ) -> HandBack {
         let (answered, kept) = (AtomicU64::new(0), AtomicU64::new(0));
         HandBack {
@@ -285,6 +278,7 @@ impl HandBack {
             ringer,
             origin,
             kept,
+            _end: end,
         }
     }
 

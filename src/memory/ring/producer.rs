@@ -257,12 +257,6 @@ impl Producer {
         self.heads.iter().any(|&w| w != 0)
     }
 
-    /// True while the receiver has not handed everything back. One that hands back what it never
-    /// had has no claim on the rest.
-    pub(crate) fn is_lent(&mut self) -> bool {
-        self.collect().is_ok() && self.has_lent()
-    }
-
     /// How many bytes of the slab are out, as far as is known.
     pub(crate) fn lent_bytes(&self) -> usize {
         self.lent_bytes

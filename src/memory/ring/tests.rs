@@ -38,6 +38,7 @@ fn back(receiver: &Shared<ReceiverBlock>) -> HandBack {
         sender,
         Ringer::new(bell, 0, Arc::new(Silent)),
         origin,
+        Box::new(()),
     )
 }
 

@@ -1,0 +1,154 @@
+//! The lanes of a link, and how long their memory stays.
+//!
+//! A pure book: what is to be dropped is returned, so that the caller drops it without a lock.
+//!
+//! # When the memory of a lane returns
+//!
+//! A side *closes* a lane when its port is dropped: it sends nothing on it any more, and so looks
+//! no more at hand-backs, flags and bells of the other. It *releases* a lane when its receiving
+//! end is dropped and no message of it is kept any more: it looks at no cell and no block of the
+//! other. So what a side contributed stays until its own port is dropped, and the other side has
+//! closed, and, where this side sent, released. A link that ends changes nothing of that for a
+//! peer that lives on: the promise is then given by the end of its half of the socket, which comes
+//! when it looks at nothing any more, or is dead.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::line::{LaneId, Line};
+use crate::memory::arena::Block;
+use crate::memory::ring::Producer;
+
+/// How many lanes one link may have: what it costs us is bounded before our memory is used up.
+const MOST_LANES: usize = 16_384;
+
+/// What a side puts into a lane: the blocks that hold its cells, words and bell.
+pub(crate) type Estate = Vec<Arc<Block>>;
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Lanes {
+    entries: HashMap<LaneId, Entry>,
+    /// How many lanes are used by ports of ours.
+    used: usize,
+    /// The peer looks at nothing any more.
+    is_free: bool,
+}
+
+/// A lane, from its opening until nobody looks at it any more.
+pub(super) struct Entry {
+    line: Arc<Line>,
+    sends: bool,
+    ours_closed: bool,
+    theirs_closed: bool,
+    theirs_released: bool,
+    #[allow(dead_code)] // held for its drop
+    estate: Estate,
+    /// What was sent, and what of it was not handed back, after our port was dropped.
+    sent: Option<Box<Producer>>,
+}
+
+impl Entry {
+    fn is_over(&self) -> bool {
+        self.ours_closed && self.theirs_closed && (self.theirs_released || !self.sends)
+    }
+}
+
+/// What the peer looks at no more: to be dropped without a lock, since that gives memory back, and
+/// may tell peers so.
+#[must_use = "to be dropped without a lock"]
+pub(super) struct Freed(#[allow(dead_code)] Option<Entry>);
+
+impl Lanes {
+    /// Adds a lane that a port of ours uses; false where its number is in use.
+    pub(super) fn add(&mut self, id: LaneId, line: Arc<Line>, estate: Estate, sends: bool) -> bool {
+        if self.entries.contains_key(&id) {
+            return false;
+        }
+        self.used += 1;
+        if !self.is_free {
+            let entry = Entry {
+                line,
+                sends,
+                ours_closed: false,
+                theirs_closed: false,
+                theirs_released: false,
+                estate,
+                sent: None,
+            };
+            self.entries.insert(id, entry);
+        }
+        true
+    }
+
+    /// True where the peer may open no more.
+    pub(super) fn is_full(&self) -> bool {
+        self.entries.len() >= MOST_LANES
+    }
+
+    /// True while a port of ours uses a lane.
+    pub(super) fn is_used(&self) -> bool {
+        self.used > 0
+    }
+
+    /// The lines of all lanes.
+    pub(super) fn lines(&self) -> Vec<Arc<Line>> {
+        self.entries.values().map(|e| e.line.clone()).collect()
+    }
+
+    /// The port of a lane that was added is dropped.
+    pub(super) fn close(&mut self, id: LaneId) -> Freed {
+        self.used -= 1;
+        self.change(id, |entry| entry.ours_closed = true)
+    }
+
+    /// The peer has closed a lane, whose line is returned.
+    pub(super) fn closed(&mut self, id: LaneId) -> (Option<Arc<Line>>, Freed) {
+        let line = self.entries.get(&id).map(|entry| entry.line.clone());
+        (line, self.change(id, |entry| entry.theirs_closed = true))
+    }
+
+    /// The peer has refused a lane: it never looked at it.
+    pub(super) fn refused(&mut self, id: LaneId) -> Freed {
+        self.change(id, |entry| {
+            (entry.theirs_closed, entry.theirs_released) = (true, true);
+        })
+    }
+
+    /// The peer looks at nothing that was sent on a lane.
+    pub(super) fn released(&mut self, id: LaneId) -> (Option<Box<Producer>>, Freed) {
+        let mut sent = None;
+        let freed = self.change(id, |entry| {
+            entry.theirs_released = true;
+            sent = entry.sent.take();
+        });
+        (sent, freed)
+    }
+
+    /// Takes what was sent from its port; returned where the peer does not look at it.
+    pub(super) fn bury(&mut self, id: LaneId, sent: Box<Producer>) -> Option<Box<Producer>> {
+        match self.entries.get_mut(&id) {
+            Some(entry) if !entry.theirs_released => {
+                entry.sent = Some(sent);
+                None
+            }
+            _ => Some(sent),
+        }
+    }
+
+    /// The peer looks at nothing any more, and never will.
+    pub(super) fn free(&mut self) -> Vec<Freed> {
+        self.is_free = true;
+        let all = std::mem::take(&mut self.entries);
+        all.into_values().map(|entry| Freed(Some(entry))).collect()
+    }
+
+    fn change(&mut self, id: LaneId, then: impl FnOnce(&mut Entry)) -> Freed {
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return Freed(None);
+        };
+        then(entry);
+        let over = entry.is_over();
+        Freed(over.then(|| self.entries.remove(&id)).flatten())
+    }
+}

@@ -1,0 +1,227 @@
+//! The side of a hub that the quiet thread knows: opens lanes and puts them into its queue.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+use crossbeam_queue::SegQueue;
+
+use super::connect::{Closer, differences, schemas_of, types_of};
+use crate::error::{Fault, MemoryError};
+use crate::lane::{Inbox, Near, Offered, Outbox, complete, lay_door, offer_end};
+use crate::link::node::{Node, Port};
+use crate::link::wire::{End, Refusal, Schemas, Types};
+use crate::link::{Answer, LaneId, Line, Link, lock};
+use crate::memory::layout::{DOORBELL_LANES, Doorbell, SegmentRef};
+use crate::memory::shared::Shared;
+use crate::message::ShmMessage;
+use crate::schema::Difference;
+use crate::sync::{AtomicBool, Ordering};
+use crate::wait::Sleeper;
+
+type Joined = Result<(Option<Outbox>, Option<Inbox>), Fault>;
+type Make = fn(&Arc<Node>, &Arc<Link>, (&Arc<Line>, LaneId), Near, &End) -> Joined;
+
+/// See the module.
+pub(crate) struct HubPort {
+    name: String,
+    replies: bool,
+    types: Types,
+    make: Make,
+    schemas: fn(bool) -> Schemas,
+    explain: fn(bool, &Schemas) -> Vec<Difference>,
+    pub(super) sleeper: Arc<Sleeper>,
+    pub(super) opened: SegQueue<Lane>,
+    pub(super) closed: Arc<SegQueue<usize>>,
+    numbers: Mutex<Numbers>,
+    pub(super) ended: AtomicBool,
+}
+
+#[derive(Default)]
+struct Numbers {
+    free: Vec<usize>,
+    next: usize,
+}
+
+/// A lane's bit in a doorbell of a peer's, and how it stood when the lane was opened.
+pub(super) struct DoorAt {
+    pub(super) bell: Shared<Doorbell>,
+    /// The link that the doorbell belongs to, and its place there.
+    pub(super) key: (u64, SegmentRef),
+    pub(super) bit: u16,
+    pub(super) stands: bool,
+}
+
+/// One lane, as the hub has it.
+pub(crate) struct Lane {
+    pub(super) number: usize,
+    pub(crate) inbox: RefCell<Inbox>,
+    pub(crate) outbox: Option<RefCell<Outbox>>,
+    /// How many cells of its messages are held as views.
+    pub(crate) held: Cell<usize>,
+    pub(super) door: Option<DoorAt>,
+    pub(super) closing: bool,
+    pub(super) watched: bool,
+    /// Whether it stands in the queue of those that may have something.
+    pub(super) queued: bool,
+    /// Whether the ring that was last asked for has been seen.
+    pub(super) rung: bool,
+    pub(super) idle: u32,
+    _closer: Closer,
+}
+
+impl Lane {
+    /// Has it looked at before the port sleeps, once.
+    pub(super) fn queue(&mut self, ready: &mut VecDeque<usize>) {
+        if !self.queued {
+            self.queued = true;
+            ready.push_back(self.number);
+        }
+    }
+}
+
+impl HubPort {
+    /// A port that receives `T`, and replies with `R` if it `replies`.
+    pub(crate) fn new<T: ShmMessage, R: ShmMessage>(
+        node: &Node,
+        name: &str,
+        replies: bool,
+    ) -> Result<Arc<HubPort>, MemoryError> {
+        let sleeper = node.new_sleeper()?;
+        Ok(Arc::new(HubPort {
+            name: name.to_owned(),
+            replies,
+            types: types_of::<T, R>(replies),
+            make: |node, link, line, near, end| complete::<R, T>(node, link, line, near, end, true),
+            schemas: schemas_of::<T, R>,
+            explain: differences::<T, R>,
+            sleeper,
+            opened: SegQueue::new(),
+            closed: Arc::new(SegQueue::new()),
+            numbers: Mutex::default(),
+            ended: AtomicBool::new(false),
+        }))
+    }
+
+    /// Takes a number back whose lane is gone.
+    pub(super) fn free_number(&self, number: usize) {
+        lock(&self.numbers).free.push(number);
+    }
+
+    fn new_number(&self) -> usize {
+        let mut numbers = lock(&self.numbers);
+        numbers.free.pop().unwrap_or_else(|| {
+            numbers.next += 1;
+            numbers.next - 1
+        })
+    }
+
+    /// Joins the two sides of a lane.
+    fn join(
+        &self,
+        node: &Arc<Node>,
+        (link, id): (&Arc<Link>, LaneId),
+        number: usize,
+        offered: Offered,
+        end: &End,
+    ) -> Result<Lane, Fault> {
+        let line = Line::one_of_many(self.sleeper.clone(), self.closed.clone(), number);
+        let door = self.door_of(link, end)?;
+        let (outbox, inbox) = (self.make)(node, link, (&line, id), offered.near, end)?;
+        let inbox = inbox.ok_or(Fault::Control {
+            what: "a lane that sends nothing",
+        })?;
+        if !link.add_lane(id, line, offered.estate, self.replies) {
+            return Err(Fault::Control {
+                what: "a lane whose number is in use",
+            });
+        }
+        Ok(Lane {
+            number,
+            inbox: RefCell::new(inbox),
+            outbox: outbox.map(RefCell::new),
+            held: Cell::new(0),
+            door: Some(door),
+            closing: false,
+            watched: false,
+            queued: false,
+            rung: false,
+            idle: 0,
+            _closer: Closer::new(link.clone(), id),
+        })
+    }
+
+    fn door_of(&self, link: &Link, end: &End) -> Result<DoorAt, Fault> {
+        let Some((at, bit, stands)) = end.door else {
+            return Err(Fault::Control {
+                what: "a lane without a doorbell",
+            });
+        };
+        if usize::from(bit) >= DOORBELL_LANES {
+            return Err(Fault::Control {
+                what: "a bit outside of its doorbell",
+            });
+        }
+        if !link.knows_door(at.into()) {
+            return Err(Fault::Control {
+                what: "one of too many doorbells",
+            });
+        }
+        let bell = lay_door(link, at.into())?;
+        Ok(DoorAt {
+            bell,
+            key: (link.token(), at.into()),
+            bit,
+            stands,
+        })
+    }
+}
+
+impl Port for HubPort {
+    fn accept(
+        &self,
+        node: &Arc<Node>,
+        link: &Arc<Link>,
+        id: LaneId,
+        types: Types,
+        end: End,
+    ) -> Result<Answer, Fault> {
+        if self.ended.load(Ordering::Acquire) {
+            return Ok(Err(Refusal::NoServer));
+        }
+        if types != self.types {
+            return Ok(Err(Refusal::Layout((self.schemas)(self.replies))));
+        }
+        if link.is_full() {
+            return Ok(Err(Refusal::NoMemory));
+        }
+        let Ok(offered) = offer_end(node, link, &self.sleeper, (self.replies, true), None) else {
+            return Ok(Err(Refusal::NoMemory));
+        };
+        let number = self.new_number();
+        let answer = offered.end;
+        let lane = self.join(node, (link, id), number, offered, &end);
+        let lane = lane.inspect_err(|_| self.free_number(number))?;
+        self.opened.push(lane);
+        self.sleeper.poke();
+        Ok(Ok(answer))
+    }
+
+    fn differs(&self, pid: u32, schemas: &Schemas) -> String {
+        let differences = (self.explain)(self.replies, schemas);
+        let mut text = format!(
+            "{:?} was asked for by process {pid} with another layout",
+            self.name
+        );
+        for difference in differences {
+            text += &format!("\n  {difference}");
+        }
+        text
+    }
+
+    fn end(&self) {
+        // SYNC(ended): Release; pairs with Acquire in `Hub::next`.
+        self.ended.store(true, Ordering::Release);
+        self.sleeper.poke();
+    }
+}
