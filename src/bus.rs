@@ -35,6 +35,9 @@ pub struct Config {
     /// The most bytes of one archived message; at most 1 GiB, which is the format's own limit.
     pub max_message: usize,
     /// The most bytes of shared memory that this bus takes from the system for what it sends.
+    ///
+    /// One sender, or client, has at most an eighth of it out in large messages: it then waits
+    /// until their receiver drops the views that it holds.
     pub memory_limit: usize,
     /// How ports of this bus wait, unless told otherwise.
     pub wait: Wait,

@@ -22,6 +22,7 @@ mod bulk;
 mod inbox;
 mod open;
 mod outbox;
+mod stage;
 mod view;
 
 pub use bulk::{Bulk, Bytes};

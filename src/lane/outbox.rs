@@ -5,24 +5,24 @@
 
 use std::mem::ManuallyDrop;
 use std::os::fd::AsFd;
-use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytemuck::{Pod, bytes_of};
 
+use super::stage::{Stage, encode_at, write_behind_header};
 use super::{Bulk, MOST_INLINE};
 use crate::error::{MemoryError, SendError};
 use crate::link::node::Node;
 use crate::link::{DoorBit, LaneId, Line, Link};
 use crate::memory::arena::Block;
 use crate::memory::layout::{
-    CELL, Cell, HEADER, Kind, MOST_CELLS, ReceiverBlock, SegmentRef, SenderBlock, cells_for,
+    CELL, Cell, Kind, MOST_CELLS, ReceiverBlock, SegmentRef, SenderBlock, cells_for,
 };
 use crate::memory::loan::{BEFORE, loan_len};
 use crate::memory::ring::{NoRoom, Producer, Space};
 use crate::memory::shared::Shared;
-use crate::message::{Loans, ShmMessage, SlotWriter, Wanted, encode, layout_of};
+use crate::message::{EncodeError, Loans, ShmMessage, SlotWriter, Wanted, encode, layout_of};
 use crate::sync::{Ordering, fence, heavy_barrier, light_barrier};
 use crate::sys::fork::Origin;
 use crate::sys::poll;
@@ -63,6 +63,8 @@ pub(crate) struct Outbox {
     /// Whether the last message took more than one cell: then it is not worth staging the next.
     was_long: bool,
     most: usize,
+    /// How many bytes of the slab this lane may have out at once.
+    budget: usize,
     /// Where a message starts behind its record: behind the header, on its own alignment.
     start: usize,
 }
@@ -79,6 +81,14 @@ enum Stop {
 impl From<NoRoom> for Stop {
     fn from(_: NoRoom) -> Stop {
         Stop::Wait
+    }
+}
+
+impl From<EncodeError> for Stop {
+    #[cold]
+    fn from(error: EncodeError) -> Stop {
+        let what = error.to_string();
+        Stop::Never(SendError::Encode { what })
     }
 }
 
@@ -101,6 +111,7 @@ impl Outbox {
             was_large: false,
             was_long: false,
             most: parts.node.config().max_message,
+            budget: parts.node.config().memory_limit / 8,
             start: layout_of::<S>().align,
             parts,
         }
@@ -313,7 +324,7 @@ impl Outbox {
         };
         // SAFETY: 1. the block is ours alone: it was just cut, or came back from its last receiver.
         let writer = unsafe { SlotWriter::new(block.start().as_ptr(), block.len()) };
-        let written = encode(value, writer).map_err(encode_error)?;
+        let written = encode(value, writer)?;
         debug_assert_eq!(written, needed);
         let reference = block.reference(0, needed);
         self.publish_block(block, reference, tag)?;
@@ -321,13 +332,11 @@ impl Outbox {
         Ok(())
     }
 
-    /// Whether so many bytes more would be more than one lane may have out. A stream of large
-    /// messages goes fastest through a few blocks that stay in the caches. A lane of replies is
-    /// bounded by what its client may hold.
+    /// Whether so many bytes more would be more than one lane may have out, so that it cannot use
+    /// up the arena for all others. A lane of replies is bounded by what its client may hold.
     fn is_over_budget(&self, bytes: usize) -> bool {
-        const BUDGET: usize = 8 << 20;
         let lent = self.ring.lent_bytes();
-        !self.parts.grows_when_full && lent > bytes.saturating_mul(3) && lent + bytes > BUDGET
+        !self.parts.grows_when_full && lent > bytes.saturating_mul(3) && lent + bytes > self.budget
     }
 
     /// Archives a message around the elements of a loan; false where it needs more room.
@@ -351,7 +360,7 @@ impl Outbox {
         let mut loans = Loans::Around(wanted.loan.clone(), before);
         // SAFETY: 1. `loans` is a local that nobody else uses.
         let writer = unsafe { writer.with_loans(&mut loans) };
-        let len = encode(value, writer).map_err(encode_error)?;
+        let len = encode(value, writer)?;
         if len > block.len() - offset {
             return Ok(false);
         }
@@ -375,7 +384,7 @@ impl Outbox {
         let writer = unsafe { SlotWriter::new(block.start().as_ptr(), block.len()) };
         // SAFETY: 1. `loans` is a local that nobody else uses.
         let writer = unsafe { writer.with_loans(&mut loans) };
-        let len = encode(value, writer).map_err(encode_error)?;
+        let len = encode(value, writer)?;
         if len > block.len() || len <= MOST_INLINE || loans.into_wanted().is_some() {
             self.ring.keep_returned(block);
             return Ok(None);
@@ -608,65 +617,4 @@ impl Drop for Outbox {
         let ring = unsafe { ManuallyDrop::take(&mut self.ring) };
         self.parts.link.bury(self.parts.id, Box::new(ring));
     }
-}
-
-fn encode_error(error: crate::message::EncodeError) -> SendError {
-    SendError::Encode {
-        what: error.to_string(),
-    }
-}
-
-/// A cell on the stack, in which a message of one cell is archived first.
-///
-/// The receiver may be polling the cell it will be in. Were it written there field by field, the
-/// cache line would go to the receiver and back in between; copied at once, it goes one time.
-/// Zeroed first, so that a cell never shows what was on the stack.
-#[derive(Default)]
-#[repr(C, align(64))]
-struct Stage([u64; CELL / 8]);
-
-impl Stage {
-    /// Archives a value at `start`; returns how many bytes it needs there.
-    #[inline(always)]
-    fn encode<T: ShmMessage>(&mut self, value: &T, start: usize) -> Result<usize, Stop> {
-        let base = self.0.as_mut_ptr().cast::<u8>().wrapping_add(start);
-        // SAFETY: 1. and 2. so many bytes of our own are left there, and `self` is not used
-        // meanwhile.
-        let writer = unsafe { SlotWriter::new(base, CELL.saturating_sub(start)) };
-        encode(value, writer).map_err(|e| encode_error(e).into())
-    }
-
-    /// Copies all but the header, which is published later.
-    #[inline(always)]
-    fn copy_to(&self, space: &Space) {
-        // SAFETY: the space has at least one cell.
-        let to = unsafe { space.start().as_ptr().cast::<u64>().add(1) };
-        // SAFETY: the cell is free and ours, and no part of the stage.
-        unsafe { to.copy_from_nonoverlapping(self.0[1..].as_ptr(), CELL / 8 - 1) };
-    }
-}
-
-/// Archives `offset` bytes behind the start of free cells; returns how many bytes are needed there.
-#[inline(always)]
-fn encode_at<T: ShmMessage>(
-    value: &T,
-    space: &Space,
-    offset: usize,
-    loans: &mut Loans,
-) -> Result<usize, Stop> {
-    let base = space.start().as_ptr().wrapping_add(offset);
-    // SAFETY: 1. and 2. the bytes lie in free cells of ours, which nobody reads.
-    let writer = unsafe { SlotWriter::new(base, space.bytes().saturating_sub(offset)) };
-    // SAFETY: 1. it is borrowed for longer than the writer lives.
-    let writer = unsafe { writer.with_loans(loans) };
-    encode(value, writer).map_err(|e| encode_error(e).into())
-}
-
-/// Writes behind the header of a record that is not published yet.
-fn write_behind_header(space: &Space, bytes: &[u8]) {
-    assert!(HEADER + bytes.len() <= space.bytes());
-    // SAFETY: the space has room for a header and these bytes.
-    let to = unsafe { space.start().add(HEADER) };
-    // SAFETY: the cells are free and ours, and do not overlap what is written.
-    unsafe { to.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
 }

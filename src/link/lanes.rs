@@ -152,3 +152,94 @@ impl Lanes {
         Freed(over.then(|| self.entries.remove(&id)).flatten())
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::memory::arena::{Arena, Limits};
+    use crate::wait::Sleeper;
+
+    /// A lane of a book with nothing else in it, and a way to see whether its memory is in use.
+    struct Bench {
+        lanes: Lanes,
+        arena: Arc<Arena>,
+        id: LaneId,
+    }
+
+    fn bench(sends: bool) -> Bench {
+        let memory = 1 << 20;
+        let arena = Arena::new(Limits { memory }, Box::new(|_| {}));
+        let sleeper = Sleeper::new(Arc::new(arena.allocate(64).unwrap()), 0);
+        let line = Line::new(Arc::new(sleeper));
+        let estate = vec![Arc::new(arena.allocate(4096).unwrap())];
+        let (ours, number) = (true, 0);
+        let id = LaneId { ours, number };
+        let mut lanes = Lanes::default();
+        assert!(lanes.add(id, line, estate, sends));
+        Bench { lanes, arena, id }
+    }
+
+    impl Bench {
+        fn is_in_use(&self) -> bool {
+            self.arena.usage().1 >= 4096
+        }
+
+        fn step(&mut self, step: usize) {
+            let id = self.id;
+            match step {
+                0 => drop(self.lanes.close(id)),
+                1 => drop(self.lanes.closed(id)),
+                _ => drop(self.lanes.released(id)),
+            }
+        }
+    }
+
+    #[test]
+    fn a_lane_that_sends_stays_until_it_is_closed_twice_and_released() {
+        for order in [
+            [0, 1, 2],
+            [0, 2, 1],
+            [1, 0, 2],
+            [1, 2, 0],
+            [2, 0, 1],
+            [2, 1, 0],
+        ] {
+            let mut bench = bench(true);
+            for step in order {
+                assert!(bench.is_in_use(), "{order:?} before {step}");
+                bench.step(step);
+            }
+            assert!(!bench.is_in_use(), "{order:?}");
+        }
+    }
+
+    #[test]
+    fn a_lane_that_only_receives_stays_until_it_is_closed_twice() {
+        for order in [[0, 1], [1, 0]] {
+            let mut bench = bench(false);
+            bench.step(order[0]);
+            assert!(bench.is_in_use());
+            bench.step(order[1]);
+            assert!(!bench.is_in_use());
+        }
+    }
+
+    #[test]
+    fn a_refused_lane_goes_with_its_port() {
+        let mut bench = bench(true);
+        drop(bench.lanes.refused(bench.id));
+        assert!(bench.is_in_use());
+        bench.step(0);
+        assert!(!bench.is_in_use());
+    }
+
+    #[test]
+    fn when_the_peer_is_gone_everything_returns_and_ports_are_still_counted() {
+        let mut bench = bench(true);
+        drop(bench.lanes.free());
+        assert!(!bench.is_in_use());
+        assert!(bench.lanes.is_used());
+        bench.step(0);
+        assert!(!bench.lanes.is_used());
+    }
+}

@@ -1,6 +1,7 @@
 //! Links between processes: one Unix socket for each pair, and what came over it.
 //!
-//! - [`wire`]: the control messages; [`outgoing`]: those that wait for a peer that does not read.
+//! - [`wire`]: the control messages; [`incoming`]: what they do; [`outgoing`]: those that wait for a
+//!   peer that does not read.
 //! - [`lanes`], [`doors`]: what lies in our memory for the peer to look at; [`presence`]: what we
 //!   look at in its memory.
 //! - [`node`]: what one open bus has: its arena, its links, its ports, its quiet thread.
@@ -23,6 +24,7 @@
 //! kernel has freed its locks.
 
 mod doors;
+mod incoming;
 mod lanes;
 mod line;
 pub(crate) mod node;
@@ -33,7 +35,7 @@ pub(crate) mod wire;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -49,6 +51,7 @@ use crate::sys::socket::{Credentials, Socket};
 use crate::wait::Post;
 pub(crate) use doors::DoorBit;
 use doors::Doors;
+use incoming::Read;
 pub(crate) use lanes::Estate;
 use lanes::Lanes;
 pub(crate) use line::{LaneId, Line};
@@ -59,12 +62,8 @@ use wire::{Control, End, Refusal};
 
 /// How long a peer may take to say hello, or to answer.
 pub(crate) const HANDSHAKE: Duration = Duration::from_secs(5);
-/// The most names of ports that are remembered of one peer.
-const MOST_NAMES: usize = 4096;
 /// The most doorbells that one peer has at our ports.
 const MOST_DOORS: usize = 1024;
-/// How many control messages are read before others get their turn.
-const TURN: usize = 64;
 
 /// The answer to a request for a port.
 pub(crate) type Answer = Result<End, Refusal>;
@@ -98,13 +97,6 @@ struct State {
     doors: Doors,
     their_doors: HashSet<SegmentRef>,
     next_lane: u32,
-}
-
-/// Whether a look at the socket found all there was.
-#[derive(PartialEq, Eq)]
-enum Read {
-    All,
-    Some,
 }
 
 impl Link {
@@ -323,139 +315,6 @@ impl Link {
         }
     }
 
-    /// Reads and handles control messages that have come. Called by the quiet thread, and by
-    /// whoever cannot wait for it.
-    fn pump(&self) -> Read {
-        let Some(node) = self.node.upgrade() else {
-            return Read::All;
-        };
-        let mut buffer = lock(&self.reading);
-        buffer.resize(wire::MOST_BYTES, 0);
-        let mut read = Read::Some;
-        for _ in 0..TURN {
-            if self.is_dead() {
-                read = Read::All;
-                break;
-            }
-            match self.socket.receive(&mut buffer) {
-                Ok(Some((n, fds))) => {
-                    let handled =
-                        wire::decode(&buffer[..n]).and_then(|c| self.handle(&node, c, fds));
-                    if let Err(fault) = handled {
-                        self.die(Some(fault));
-                    }
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    read = Read::All;
-                    break;
-                }
-                Err(e) if e.kind() == io::ErrorKind::InvalidData => {
-                    self.die(Some(Fault::Control { what: "too long" }));
-                }
-                Ok(None) | Err(_) => self.free(),
-            }
-        }
-        // Links are many, control messages few.
-        *buffer = Vec::new();
-        read
-    }
-
-    fn handle(&self, node: &Arc<Node>, control: Control, fds: Vec<OwnedFd>) -> Result<(), Fault> {
-        let carries = usize::from(matches!(control, Control::Segment { .. }));
-        if fds.len() != carries {
-            let what = "without, or with too many, descriptors";
-            return Err(Fault::Control { what });
-        }
-        if !self.has_said_hello() && !matches!(control, Control::Hello { .. } | Control::Bye) {
-            return Err(Fault::Control {
-                what: "not a hello",
-            });
-        }
-        let id = |ours, number| LaneId { ours, number };
-        match control {
-            Control::Hello { layout, barrier } => self.greeted(layout, barrier)?,
-            Control::Segment { id, len } => self.mapped.add(id, len, &fds[0])?,
-            Control::Retired { id } => self.mapped.remove(id)?,
-            Control::Open {
-                lane,
-                name,
-                types,
-                end,
-            } => {
-                let answer = match node.link(self.token) {
-                    Some(me) => node.accept(&me, id(false, lane), &name, types, end)?,
-                    None => Err(Refusal::NoServer),
-                };
-                let _ = self.say(&match answer {
-                    Ok(end) => Control::Opened { lane, end },
-                    Err(why) => Control::Refused { lane, why },
-                });
-            }
-            Control::Opened { lane, end } => self.answered(lane, Ok(end))?,
-            Control::Refused { lane, why } => self.answered(lane, Err(why))?,
-            Control::Differs { name, schemas } => node.differs(self.pid(), &name, &schemas),
-            Control::Closed { lane, mine } => self.closed(id(!mine, lane)),
-            Control::Released { lane, mine } => self.released(id(!mine, lane)),
-            Control::Ring { bell } => node.rouse(bell),
-            Control::Serving { name } => self.serves(name)?,
-            Control::Bye => self.die(None),
-        }
-        Ok(())
-    }
-
-    fn greeted(&self, layout: u32, barrier: bool) -> Result<(), Fault> {
-        if layout != LAYOUT_VERSION {
-            return Err(Fault::Control {
-                what: "of another layout of shared memory",
-            });
-        }
-        let both = barrier && crate::sys::membarrier::register();
-        let _held = self.state();
-        self.asymmetric.set(both).map_err(|_| Fault::Control {
-            what: "a second hello",
-        })?;
-        self.changed.notify_all();
-        Ok(())
-    }
-
-    fn serves(&self, name: String) -> Result<(), Fault> {
-        place::check_name(&name).map_err(|_| Fault::Control {
-            what: "a name that none can be",
-        })?;
-        let mut state = self.state();
-        if state.serving.len() >= MOST_NAMES && !state.serving.contains(&name) {
-            return Err(Fault::Control {
-                what: "one of too many names",
-            });
-        }
-        state.serving.insert(name);
-        self.changed.notify_all();
-        Ok(())
-    }
-
-    fn answered(&self, lane: u32, answer: Answer) -> Result<(), Fault> {
-        let id = LaneId {
-            ours: true,
-            number: lane,
-        };
-        let mut state = self.state();
-        let issued = state.next_lane;
-        let freed = answer.is_err().then(|| state.lanes.refused(id));
-        match state.answers.get_mut(&lane) {
-            Some(slot @ None) => *slot = Some(answer),
-            // Its caller has given up waiting.
-            None if lane < issued => {}
-            _ => {
-                let what = "an answer that nobody waits for";
-                return Err(Fault::Control { what });
-            }
-        }
-        self.changed.notify_all();
-        drop(state);
-        drop(freed);
-        Ok(())
-    }
-
     /// A number for a lane that we open, on which we send; its answer is then awaited.
     pub(crate) fn new_lane(&self, line: Arc<Line>, estate: Estate) -> LaneId {
         let mut state = self.state();
@@ -539,19 +398,6 @@ impl Link {
             lane: id.number,
             mine: id.ours,
         });
-    }
-
-    fn closed(&self, id: LaneId) {
-        let (line, freed) = self.state().lanes.closed(id);
-        drop(freed);
-        if let Some(line) = line {
-            line.close();
-        }
-    }
-
-    fn released(&self, id: LaneId) {
-        let freed = self.state().lanes.released(id);
-        drop(freed);
     }
 
     /// Takes what was sent on a lane from its port, for as long as the peer may look at it.

@@ -1,0 +1,171 @@
+//! Control messages as they come: read a few at a time, checked, and handled one by one.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use super::node::Node;
+use super::wire::{self, Control, Refusal};
+use super::{Answer, LaneId, Link, lock, place};
+use crate::error::Fault;
+use crate::memory::layout::LAYOUT_VERSION;
+
+/// The most names of ports that are remembered of one peer.
+const MOST_NAMES: usize = 4096;
+/// How many control messages are read before others get their turn.
+const TURN: usize = 64;
+
+/// Whether a look at the socket found all there was.
+#[derive(PartialEq, Eq)]
+pub(super) enum Read {
+    All,
+    Some,
+}
+
+impl Link {
+    /// Reads and handles control messages that have come. Called by the quiet thread, and by
+    /// whoever cannot wait for it.
+    pub(super) fn pump(&self) -> Read {
+        let Some(node) = self.node.upgrade() else {
+            return Read::All;
+        };
+        let mut buffer = lock(&self.reading);
+        buffer.resize(wire::MOST_BYTES, 0);
+        let mut read = Read::Some;
+        for _ in 0..TURN {
+            if self.is_dead() {
+                read = Read::All;
+                break;
+            }
+            match self.socket.receive(&mut buffer) {
+                Ok(Some((n, fds))) => {
+                    let handled =
+                        wire::decode(&buffer[..n]).and_then(|c| self.handle(&node, c, fds));
+                    if let Err(fault) = handled {
+                        self.die(Some(fault));
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    read = Read::All;
+                    break;
+                }
+                Err(e) if e.kind() == io::ErrorKind::InvalidData => {
+                    self.die(Some(Fault::Control { what: "too long" }));
+                }
+                Ok(None) | Err(_) => self.free(),
+            }
+        }
+        // Links are many, control messages few.
+        *buffer = Vec::new();
+        read
+    }
+
+    fn handle(&self, node: &Arc<Node>, control: Control, fds: Vec<OwnedFd>) -> Result<(), Fault> {
+        let carries = usize::from(matches!(control, Control::Segment { .. }));
+        if fds.len() != carries {
+            let what = "without, or with too many, descriptors";
+            return Err(Fault::Control { what });
+        }
+        if !self.has_said_hello() && !matches!(control, Control::Hello { .. } | Control::Bye) {
+            return Err(Fault::Control {
+                what: "not a hello",
+            });
+        }
+        let id = |ours, number| LaneId { ours, number };
+        match control {
+            Control::Hello { layout, barrier } => self.greeted(layout, barrier)?,
+            Control::Segment { id, len } => self.mapped.add(id, len, &fds[0])?,
+            Control::Retired { id } => self.mapped.remove(id)?,
+            Control::Open {
+                lane,
+                name,
+                types,
+                end,
+            } => {
+                let answer = match node.link(self.token) {
+                    Some(me) => node.accept(&me, id(false, lane), &name, types, end)?,
+                    None => Err(Refusal::NoServer),
+                };
+                let _ = self.say(&match answer {
+                    Ok(end) => Control::Opened { lane, end },
+                    Err(why) => Control::Refused { lane, why },
+                });
+            }
+            Control::Opened { lane, end } => self.answered(lane, Ok(end))?,
+            Control::Refused { lane, why } => self.answered(lane, Err(why))?,
+            Control::Differs { name, schemas } => node.differs(self.pid(), &name, &schemas),
+            Control::Closed { lane, mine } => self.closed(id(!mine, lane)),
+            Control::Released { lane, mine } => self.released(id(!mine, lane)),
+            Control::Ring { bell } => node.rouse(bell),
+            Control::Serving { name } => self.serves(name)?,
+            Control::Bye => self.die(None),
+        }
+        Ok(())
+    }
+
+    fn greeted(&self, layout: u32, barrier: bool) -> Result<(), Fault> {
+        if layout != LAYOUT_VERSION {
+            return Err(Fault::Control {
+                what: "of another layout of shared memory",
+            });
+        }
+        let both = barrier && crate::sys::membarrier::register();
+        let _held = self.state();
+        self.asymmetric.set(both).map_err(|_| Fault::Control {
+            what: "a second hello",
+        })?;
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    fn serves(&self, name: String) -> Result<(), Fault> {
+        place::check_name(&name).map_err(|_| Fault::Control {
+            what: "a name that none can be",
+        })?;
+        let mut state = self.state();
+        if state.serving.len() >= MOST_NAMES && !state.serving.contains(&name) {
+            return Err(Fault::Control {
+                what: "one of too many names",
+            });
+        }
+        state.serving.insert(name);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    fn answered(&self, lane: u32, answer: Answer) -> Result<(), Fault> {
+        let id = LaneId {
+            ours: true,
+            number: lane,
+        };
+        let mut state = self.state();
+        let issued = state.next_lane;
+        let freed = answer.is_err().then(|| state.lanes.refused(id));
+        match state.answers.get_mut(&lane) {
+            Some(slot @ None) => *slot = Some(answer),
+            // Its caller has given up waiting.
+            None if lane < issued => {}
+            _ => {
+                let what = "an answer that nobody waits for";
+                return Err(Fault::Control { what });
+            }
+        }
+        self.changed.notify_all();
+        drop(state);
+        drop(freed);
+        Ok(())
+    }
+
+    fn closed(&self, id: LaneId) {
+        let (line, freed) = self.state().lanes.closed(id);
+        drop(freed);
+        if let Some(line) = line {
+            line.close();
+        }
+    }
+
+    fn released(&self, id: LaneId) {
+        let freed = self.state().lanes.released(id);
+        drop(freed);
+    }
+}
