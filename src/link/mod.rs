@@ -45,7 +45,7 @@ use crate::memory::layout::{LAYOUT_VERSION, SegmentRef};
 use crate::memory::ring::Producer;
 use crate::memory::segment::{OwnSegment, PeerSegment};
 use crate::sync::{AtomicBool, Ordering};
-use crate::sys::fork::Origin;
+use crate::sys::fork::{Mine, Origin};
 use crate::sys::poll::{self, Epoll};
 use crate::sys::socket::{Credentials, Socket};
 use crate::wait::Post;
@@ -71,7 +71,7 @@ pub(crate) type Answer = Result<End, Refusal>;
 /// The connection to one other process.
 pub(crate) struct Link {
     token: u64,
-    socket: Arc<Socket>,
+    socket: Arc<Mine<Socket>>,
     peer: Credentials,
     node: Weak<Node>,
     epoll: Arc<Epoll>,
@@ -108,7 +108,7 @@ impl Link {
         (node, epoll): (Weak<Node>, Arc<Epoll>),
         origin: Origin,
     ) -> Link {
-        let socket = Arc::new(socket);
+        let socket = Arc::new(Mine::new(socket));
         Link {
             token,
             mapped: Mapped::new(socket.clone(), origin),

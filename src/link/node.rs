@@ -18,7 +18,7 @@ use crate::error::{ConnectError, Fault, MemoryError, OpenError};
 use crate::memory::arena::{Arena, Limits};
 use crate::memory::layout::Bell;
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
-use crate::sys::fork::Origin;
+use crate::sys::fork::{Mine, Origin};
 use crate::sys::poll::{self, Epoll, Event};
 use crate::sys::socket::{Credentials, Listener, Socket};
 use crate::sys::user_id;
@@ -88,7 +88,7 @@ pub(crate) struct Node {
     /// Links that we made, by the socket we connected to.
     by_socket: Mutex<HashMap<String, Weak<Link>>>,
     ports: Mutex<HashMap<String, Arc<dyn Port>>>,
-    listener: Mutex<Option<Arc<Listener>>>,
+    listener: Mutex<Option<Arc<Mine<Listener>>>>,
     sleepers: Mutex<Vec<Weak<Sleeper>>>,
     incidents: Mutex<Vec<Incident>>,
     quiet: Mutex<Option<JoinHandle<()>>>,
@@ -426,7 +426,7 @@ impl Node {
     fn listen(&self, place: &Place, socket: &str) -> Result<(), OpenError> {
         let mut listener = lock(&self.listener);
         if listener.is_none() {
-            let new = Arc::new(place.listen(socket)?);
+            let new = Arc::new(Mine::new(place.listen(socket)?));
             self.epoll
                 .add(new.as_fd(), LISTENER)
                 .map_err(OpenError::system("watch a socket"))?;

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::error::OpenError;
-use crate::sys::fork::Origin;
+use crate::sys::fork::{Mine, Origin};
 use crate::sys::lock::{is_locked, try_lock};
 use crate::sys::socket::{Listener, Socket};
 use crate::sys::user_id;
@@ -74,7 +74,7 @@ pub(crate) struct Owned {
     path: PathBuf,
     origin: Origin,
     // Holds the locks.
-    _file: File,
+    _file: Mine<File>,
 }
 
 impl Drop for Owned {
@@ -144,7 +144,7 @@ impl Place {
                 return Ok(Claim::Ours(Owned {
                     path,
                     origin,
-                    _file: file,
+                    _file: Mine::new(file),
                 }));
             }
             if let Some(owner) = read_true(&mut file).map_err(failed("read"))? {

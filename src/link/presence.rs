@@ -12,7 +12,7 @@ use super::lock;
 use crate::error::Fault;
 use crate::memory::segment::PeerSegment;
 use crate::sync::{AtomicU64, Ordering};
-use crate::sys::fork::Origin;
+use crate::sys::fork::{Mine, Origin};
 use crate::sys::socket::Socket;
 
 /// The most bytes of a peer's memory that we map: its own limit may not cost us ours.
@@ -28,7 +28,7 @@ pub(super) struct Mapped {
 
 /// Lives as long as anything of the peer's is mapped, or may yet be.
 struct Presence {
-    socket: Arc<Socket>,
+    socket: Arc<Mine<Socket>>,
     origin: Origin,
     bytes: AtomicU64,
     segments: AtomicU64,
@@ -58,7 +58,7 @@ impl Drop for Share {
 }
 
 impl Mapped {
-    pub(super) fn new(socket: Arc<Socket>, origin: Origin) -> Mapped {
+    pub(super) fn new(socket: Arc<Mine<Socket>>, origin: Origin) -> Mapped {
         let presence = Presence {
             socket,
             origin,

@@ -5,7 +5,7 @@
 
 use shmbus::{Bus, CallError, Client, ReceiveError, Receiver, SendError, Sender, Server};
 
-use crate::support::{Ask, Child, Dir, answer, check_call, open, tell, together};
+use crate::support::{Ask, Child, Dir, answer, check_call, name, open, tell, together};
 
 struct Handles {
     bus: Bus,
@@ -81,6 +81,7 @@ pub(crate) fn forks() {
         0
     });
     assert_eq!(end, 0, "dropping handles");
+    assert_eq!(in_fork(on_its_own), 0, "a bus of its own");
     // All of it stays the parent's, and works.
     let mut handles = handles.expect("only the child dropped them");
     for id in 0..100 {
@@ -129,6 +130,32 @@ pub(crate) fn forks_with_views() {
     tell("good");
 }
 
+/// A part: serves, with a forked child that lives on.
+pub(crate) fn serves_and_forks(name: &str) {
+    let server = open(name).server::<Ask>().expect("nobody else serves");
+    // SAFETY: the child makes system calls only, and ends without returning.
+    if unsafe { libc::fork() } == 0 {
+        let mut byte = 0u8;
+        // Until the test closes the input that both inherited.
+        // SAFETY: one byte of a local.
+        while unsafe { libc::read(0, (&raw mut byte).cast(), 1) } > 0 {}
+        // SAFETY: ends the process at once.
+        unsafe { libc::_exit(0) };
+    }
+    tell("ready");
+    answer(server);
+}
+
+/// What a forked child finds on a bus that it opened itself.
+fn on_its_own() -> i32 {
+    let bus = open("fork-own");
+    let mut receiver = bus.receiver::<Ask>("own").expect("nobody else does");
+    let mut sender = bus.sender::<Ask>("own").expect("a receiver is there");
+    sender.send(&Ask::new(7, 24)).expect("there is room");
+    let got = receiver.next().expect("not forked").expect("it was sent");
+    i32::from(got.id != 7)
+}
+
 fn run(role: &str) {
     let dir = Dir::new();
     let mut child = Child::start_in(dir.path(), role, &[]);
@@ -146,4 +173,26 @@ fn a_forked_child_is_refused() {
 fn a_forked_child_drops_views() {
     let _together = together();
     run("forks-with-views");
+}
+
+/// A killed server is gone for its clients and its name is free, whatever it forked.
+#[test]
+fn a_forked_child_keeps_nothing_alive() {
+    let _together = together();
+    let name = name("alive");
+    let bus = open(&name);
+    let mut server = Child::start("serves-and-forks", &[&name]);
+    assert_eq!(server.hear(), "ready");
+    let client = bus.client::<Ask>().expect("a server is there");
+    check_call(&client, 1, 24);
+    server.kill();
+    let lost = client.call(&Ask::new(2, 24)).err();
+    assert!(
+        matches!(
+            lost,
+            Some(CallError::Lost { .. } | CallError::Send(SendError::Closed { .. }))
+        ),
+        "{lost:?}"
+    );
+    bus.server::<Ask>().expect("the name is free");
 }

@@ -28,6 +28,7 @@ fn child() {
         "stuck" => conversation::stuck(arguments[0]),
         "forks" => fork::forks(),
         "forks-with-views" => fork::forks_with_views(),
+        "serves-and-forks" => fork::serves_and_forks(arguments[0]),
         "racer" => race::racer(arguments[0]),
         "holder" => one_writer::holder(arguments[0]),
         other => panic!("no such part: {other}"),

@@ -51,6 +51,8 @@ pub(crate) struct Consumer {
     /// Where a payload starts behind the start of its record: eight bytes, or its alignment.
     start: usize,
     at: usize,
+    /// How far the last record was from the one before it.
+    stride: usize,
     /// The number of the record that comes next. It may wrap: see the module.
     sequence: u64,
     back: Arc<HandBack>,
@@ -66,6 +68,7 @@ impl Consumer {
             cells,
             start,
             at: 0,
+            stride: 1,
             sequence: 0,
             back,
             pending: (0, 0, 0),
@@ -88,8 +91,26 @@ impl Consumer {
             return None;
         }
         self.sequence = self.sequence.wrapping_add(1);
-        self.at = next;
+        // Were `at` taken from the header, the look at the next line could only start when this one
+        // has come from the other core. As a guess that is then compared, it starts at once.
+        let guess = self.at + self.stride;
+        if next == guess {
+            self.at = guess;
+        } else {
+            self.turn_to(next);
+        }
         Some(record)
+    }
+
+    /// The next record is not where the last ones suggested.
+    #[cold]
+    #[inline(never)]
+    fn turn_to(&mut self, next: usize) {
+        // Behind the end of the ring the same stride goes on.
+        if next > self.at {
+            self.stride = next - self.at;
+        }
+        self.at = next;
     }
 
     /// Looks for the next record of any kind.
