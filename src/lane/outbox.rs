@@ -177,6 +177,12 @@ impl Outbox {
             let mut stage = Stage::default();
             let len = stage.encode(value, start)?;
             if start + len <= CELL {
+                if let Some(space) = self.ring.one() {
+                    stage.copy_to(&space);
+                    self.ring.publish_one(&space, (len as u16, tag));
+                    self.signal();
+                    return Ok(());
+                }
                 return self.publish_staged(&stage, start, len, tag);
             }
         }
@@ -190,8 +196,8 @@ impl Outbox {
         self.send_elsewhere(value, start, needed, loans.into_wanted(), tag)
     }
 
-    /// Publishes a message of one cell.
-    #[inline(always)]
+    /// Publishes a message of one cell, in the less common case.
+    #[inline(never)]
     fn publish_staged(
         &mut self,
         stage: &Stage,

@@ -10,7 +10,7 @@ use super::super::layout::{
 use super::super::shared::Shared;
 use super::Cells;
 use crate::error::Fault;
-use crate::sync::{Ordering, load_acquire};
+use crate::sync::{AtomicU64, Ordering, load_acquire};
 
 const WORDS: usize = MOST_CELLS / 64;
 
@@ -52,9 +52,11 @@ pub(crate) struct Producer {
     busy: [u64; WORDS],
     /// First cells of published records.
     heads: [u64; WORDS],
+    /// First cells of records that took more than one cell, or lend a block.
+    large: [u64; WORDS],
     /// How the receiver's bits stood when last looked at.
     seen: [u64; WORDS],
-    /// How many cells a record took, by its first cell.
+    /// How many cells a large record took, by its first cell.
     span: Vec<u16>,
     /// The block that a record refers to, by its first cell.
     lent: Vec<Option<Arc<Block>>>,
@@ -74,6 +76,7 @@ impl Producer {
             sequence: 0,
             busy: [!0; WORDS],
             heads: [0; WORDS],
+            large: [0; WORDS],
             seen: [0; WORDS],
             span: Vec::new(),
             lent: Vec::new(),
@@ -140,6 +143,44 @@ impl Producer {
         Err(NoRoom)
     }
 
+    /// The reserved cell, in the common case: the one behind it is free.
+    #[inline(always)]
+    pub(crate) fn one(&self) -> Option<Space> {
+        let cell = self.next;
+        let row = self.cells.first.get(cell..cell + 2)?;
+        is_free(&self.busy, cell + 1).then_some(Space {
+            cell,
+            cells: 1,
+            start: NonNull::from(row).cast(),
+        })
+    }
+
+    /// Publishes a message that was written into the space that [`one`](Self::one) just gave.
+    #[inline(always)]
+    pub(crate) fn publish_one(&mut self, space: &Space, (len, tag): (u16, u16)) {
+        let cell = space.cell;
+        debug_assert_eq!(cell, self.next);
+        let next = cell + 1;
+        let Some([here, behind]) = self.cells.first.get(cell..cell + 2) else {
+            unreachable!("`one` found both cells in the first row");
+        };
+        let sequence = self.sequence;
+        overwrite(&behind.header, sequence.wrapping_add(1));
+        self.busy[next / 64] |= 1 << (next % 64);
+        self.heads[cell / 64] |= 1 << (cell % 64);
+        let header = Header {
+            kind: Kind::Inline,
+            len,
+            next: next as u16,
+            tag,
+        };
+        // SYNC(publish): Release; pairs with Acquire in `Consumer::poll_inline`.
+        here.header
+            .store(header.to_word(stamp_of(sequence)), Ordering::Release);
+        self.sequence = sequence.wrapping_add(1);
+        self.next = next;
+    }
+
     /// Publishes a record of `cells` cells that was written at the start of `space`.
     ///
     /// With [`NoRoom`] nothing is published and nothing has changed.
@@ -167,13 +208,16 @@ impl Producer {
         take(&mut self.busy, next, 1);
         let sequence = self.sequence.wrapping_add(u64::from(jumps));
         self.overwrite(next, sequence.wrapping_add(1));
+        if cells > 1 || block.is_some() {
+            self.large[cell / 64] |= 1 << (cell % 64);
+            self.span[cell] = cells as u16;
+        }
         if let Some(block) = block {
             self.lent_bytes += block.len();
             self.lent[cell] = Some(block);
         }
         self.commit(
             cell,
-            cells,
             sequence,
             Header {
                 kind,
@@ -190,7 +234,7 @@ impl Producer {
                 next: cell as u16,
                 tag: 0,
             };
-            self.commit(self.next, 1, self.sequence, jump);
+            self.commit(self.next, self.sequence, jump);
         }
         self.sequence = sequence.wrapping_add(1);
         self.next = next;
@@ -210,7 +254,7 @@ impl Producer {
             next: first as u16,
             tag: 0,
         };
-        self.commit(self.next, 1, self.sequence, header);
+        self.commit(self.next, self.sequence, header);
         self.sequence = self.sequence.wrapping_add(1);
         self.next = first;
     }
@@ -238,7 +282,9 @@ impl Producer {
             any = true;
             self.seen[word] = bits;
             self.heads[word] &= !back;
-            let mut left = back;
+            self.busy[word] &= !back;
+            let mut left = back & self.large[word];
+            self.large[word] &= !back;
             while left != 0 {
                 let cell = word * 64 + left.trailing_zeros() as usize;
                 left &= left - 1;
@@ -334,18 +380,12 @@ impl Producer {
     #[inline(always)]
     fn overwrite(&self, cell: usize, sequence: u64) {
         let spot = self.cells.spot(cell).expect("our cells lie in our rows");
-        let stamp = stamp_of(sequence);
-        // Relaxed: our own word, written by nobody else. The Release of the header that leads here
-        // orders the overwriting before the receiver's look.
-        if is_stamped(spot.header().load(Ordering::Relaxed), stamp) {
-            spot.header().store(unstamped(stamp), Ordering::Relaxed);
-        }
+        overwrite(spot.header(), sequence);
     }
 
     #[inline(always)]
-    fn commit(&mut self, cell: usize, cells: usize, sequence: u64, header: Header) {
+    fn commit(&mut self, cell: usize, sequence: u64, header: Header) {
         self.heads[cell / 64] |= 1 << (cell % 64);
-        self.span[cell] = cells as u16;
         let word = header.to_word(stamp_of(sequence));
         let spot = self.cells.spot(cell).expect("our cells lie in our rows");
         // SYNC(publish): Release; pairs with Acquire in `Consumer::poll`.
@@ -355,6 +395,17 @@ impl Producer {
     #[cfg(test)]
     pub(crate) fn start_at(&mut self, sequence: u64) {
         self.sequence = sequence;
+    }
+}
+
+/// Makes sure that what lies in a reserved cell does not look like the record of this number.
+#[inline(always)]
+fn overwrite(header: &AtomicU64, sequence: u64) {
+    let stamp = stamp_of(sequence);
+    // Relaxed: our own word, written by nobody else. The Release of the header that leads here
+    // orders the overwriting before the receiver's look.
+    if is_stamped(header.load(Ordering::Relaxed), stamp) {
+        header.store(unstamped(stamp), Ordering::Relaxed);
     }
 }
 
