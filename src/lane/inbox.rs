@@ -17,6 +17,14 @@ use crate::sync::{Ordering, fence};
 
 /// A message as it lies in the peer's memory: its range is checked, its content is not yet.
 pub(crate) struct Message {
+    pub(crate) record: Received,
+    /// The segment of the peer's slab in which the bytes lie, if they do.
+    pub(crate) segment: Option<Arc<PeerSegment>>,
+}
+
+/// What is known of a message. Apart from its segment, so that it travels in registers.
+#[derive(Clone, Copy)]
+pub(crate) struct Received {
     /// By which it is handed back.
     pub(crate) cell: u16,
     pub(crate) cells: u16,
@@ -25,8 +33,6 @@ pub(crate) struct Message {
     pub(crate) failed: u8,
     /// In the cells of the lane, which the lane keeps mapped, or in a segment.
     pub(crate) bytes: NonNull<[u8]>,
-    /// The segment of the peer's slab in which the bytes lie, if they do.
-    pub(crate) segment: Option<Arc<PeerSegment>>,
 }
 
 /// See the module.
@@ -125,12 +131,14 @@ impl Inbox {
         match record.kind {
             Kind::Inline => {}
             // SAFETY: the record's one byte lies in the lane's cells, and is read once.
-            Kind::Failed => message.failed = unsafe { record.payload.read_volatile() }.max(1),
+            Kind::Failed => {
+                message.record.failed = unsafe { record.payload.read_volatile() }.max(1)
+            }
             _ => {
                 let at = reference(record);
                 let segment = self.segment(at.segment)?;
                 let place = segment.resolve(at, self.align as u64)?;
-                message.bytes = NonNull::slice_from_raw_parts(place, at.len as usize);
+                message.record.bytes = NonNull::slice_from_raw_parts(place, at.len as usize);
                 message.segment = Some(segment);
             }
         }
@@ -141,7 +149,7 @@ impl Inbox {
     #[inline(always)]
     pub(crate) fn validate<T: ShmMessage>(
         &self,
-        message: &Message,
+        message: Received,
     ) -> Option<NonNull<T::Archived>> {
         if message.failed != 0 {
             self.broken(Fault::Control {
@@ -268,12 +276,15 @@ fn inline(record: &Record) -> Message {
         ..
     } = record;
     let bytes = NonNull::slice_from_raw_parts(payload, len.into());
-    Message {
+    let record = Received {
         cell,
         cells,
         tag,
         failed: 0,
         bytes,
+    };
+    Message {
+        record,
         segment: None,
     }
 }

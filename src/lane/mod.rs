@@ -26,7 +26,7 @@ mod stage;
 mod view;
 
 pub use bulk::{Bulk, Bytes};
-pub(crate) use inbox::{Inbox, Message};
+pub(crate) use inbox::{Inbox, Message, Received};
 pub(crate) use open::{Near, Offered, complete, lay_door, offer_end};
 pub(crate) use outbox::Outbox;
 pub(crate) use view::Held;

@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 use rkyv::util::AlignedVec;
 
-use super::{Inbox, Message};
+use super::Inbox;
+use super::inbox::Received;
 use crate::memory::ring::HandBack;
 use crate::memory::segment::PeerSegment;
 use crate::message::{CodecError, ShmMessage, to_owned};
@@ -30,14 +31,15 @@ pub(crate) struct Held<'a> {
 
 impl<'a> Held<'a> {
     #[inline(always)]
-    pub(crate) fn new(inbox: &'a RefCell<Inbox>, count: &'a Cell<usize>, message: Message) -> Self {
-        let Message {
-            cell,
-            cells,
-            bytes,
-            segment,
-            ..
-        } = message;
+    pub(crate) fn new(
+        inbox: &'a RefCell<Inbox>,
+        count: &'a Cell<usize>,
+        record: Received,
+        segment: Option<Arc<PeerSegment>>,
+    ) -> Self {
+        let Received {
+            cell, cells, bytes, ..
+        } = record;
         count.set(count.get() + usize::from(cells));
         Held {
             inbox,

@@ -14,7 +14,7 @@ use super::connect::{Closer, Connected, connect};
 use super::{Failure, MOST_HELD};
 use crate::bus::Shared as BusShared;
 use crate::error::{CallError, ConnectError, SendError};
-use crate::lane::{Bulk, Bytes, Held, Inbox, Message, Outbox, View};
+use crate::lane::{Bulk, Bytes, Held, Inbox, Message, Outbox, Received, View};
 use crate::message::ShmRequest;
 use crate::sync::heavy_barrier;
 use crate::wait::{Patience, Sleeper, Step, Wait};
@@ -235,9 +235,9 @@ impl<R: ShmRequest> Client<R> {
         self.outbox
             .borrow_mut()
             .send(request, tag, self.wait, deadline)?;
-        let message = self.wait_for(tag, deadline)?;
-        let archived = self.inbox.borrow().validate::<R::Reply>(&message);
-        let held = Held::new(&self.inbox, &self.held, message);
+        let Message { record, segment } = self.wait_for(tag, deadline)?;
+        let archived = self.inbox.borrow().validate::<R::Reply>(record);
+        let held = Held::new(&self.inbox, &self.held, record, segment);
         match archived {
             // SAFETY: 1. it is what validation of this very message returned.
             Some(archived) => Ok(unsafe { held.view(archived) }),
@@ -262,11 +262,17 @@ impl<R: ShmRequest> Client<R> {
                 self.pause(&mut inbox, &mut patience)?;
                 continue;
             };
-            if message.tag != tag {
-                inbox.hand_back(message.cell, false);
-            } else if message.failed != 0 {
-                inbox.hand_back(message.cell, false);
-                return Err(failure(&inbox, message.failed));
+            let Received {
+                cell,
+                tag: of,
+                failed,
+                ..
+            } = message.record;
+            if of != tag {
+                inbox.hand_back(cell, false);
+            } else if failed != 0 {
+                inbox.hand_back(cell, false);
+                return Err(failure(&inbox, failed));
             } else {
                 return Ok(message);
             }

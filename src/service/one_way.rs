@@ -152,18 +152,19 @@ impl<T: ShmMessage> Receiver<T> {
         if self.bus.node().origin().is_forked() {
             return Err(ReceiveError::Forked);
         }
-        let (number, message, archived) = loop {
+        let (number, record, segment, archived) = loop {
             let Some((number, message)) = next(&mut self.hub) else {
                 return Ok(None);
             };
+            let Message { record, segment } = message;
             let inbox = self.hub.lane(number).inbox.borrow();
             // An invalid message has ended its link; the next one may be fine.
-            if let Some(archived) = inbox.validate::<T>(&message) {
-                break (number, message, archived);
+            if let Some(archived) = inbox.validate::<T>(record) {
+                break (number, record, segment, archived);
             }
         };
         let lane = self.hub.lane(number);
-        let held = Held::new(&lane.inbox, &lane.held, message);
+        let held = Held::new(&lane.inbox, &lane.held, record, segment);
         // SAFETY: 1. it is what validation of this very message returned.
         Ok(Some(unsafe { held.view::<T>(archived) }))
     }

@@ -151,20 +151,21 @@ impl<R: ShmRequest> Server<R> {
         if self.bus.node().origin().is_forked() {
             return Err(ReceiveError::Forked);
         }
-        let (number, message, archived) = loop {
+        let (number, record, segment, archived) = loop {
             let Some((number, message)) = next(&mut self.hub) else {
                 return Ok(None);
             };
+            let Message { record, segment } = message;
             let inbox = self.hub.lane(number).inbox.borrow();
             // An invalid request has ended its link; the next one may be fine.
-            if let Some(archived) = inbox.validate::<R>(&message) {
-                break (number, message, archived);
+            if let Some(archived) = inbox.validate::<R>(record) {
+                break (number, record, segment, archived);
             }
         };
         let lane = self.hub.lane(number);
         let outbox = lane.outbox.as_ref().expect("a server's lanes go both ways");
-        let tag = message.tag;
-        let held = Held::new(&lane.inbox, &lane.held, message);
+        let tag = record.tag;
+        let held = Held::new(&lane.inbox, &lane.held, record, segment);
         // SAFETY: 1. it is what validation of this very message returned.
         let view = unsafe { held.view::<R>(archived) };
         Ok(Some(Call {
