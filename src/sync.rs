@@ -2,6 +2,9 @@
 //!
 //! Everything above uses these names, so that under `--cfg loom` the same code runs in the model
 //! checker.
+//!
+//! Unsafe code is needed for an instruction that the standard library does not name.
+#![allow(unsafe_code)]
 
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
@@ -27,6 +30,19 @@ pub(crate) fn load_acquire_u32(word: &AtomicU32) -> u32 {
     let value = word.load(Ordering::Relaxed);
     fence(Ordering::Acquire);
     value
+}
+
+/// Has a cache line fetched that will be written soon, and so taken from other cores.
+#[inline(always)]
+pub(crate) fn prefetch_to_write<T>(place: *const T) {
+    #[cfg(all(target_arch = "x86_64", not(loom)))]
+    // SAFETY: a hint, which accesses nothing and faults for no address; processors without the
+    // instruction take it for one that does nothing.
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) place, options(nostack, preserves_flags));
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(loom))))]
+    let _ = place;
 }
 
 /// The cheap half of a store-load barrier whose dear half is [`heavy_barrier`].

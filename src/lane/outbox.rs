@@ -28,6 +28,8 @@ use crate::sys::fork::Origin;
 use crate::sys::poll;
 use crate::wait::{Patience, Ringer, Sleeper, Step, Wait};
 
+/// How many pauses lie between two looks for room.
+const AWAY: usize = 8;
 const REFERENCE: usize = size_of::<SegmentRef>();
 
 /// What an outbox is made of.
@@ -556,7 +558,12 @@ impl Outbox {
                 return Err(self.closed());
             }
             match patience.step() {
-                Step::Again => {}
+                Step::Again => {
+                    // Each look takes the line from the receiver that is about to write it.
+                    for _ in 0..AWAY {
+                        std::hint::spin_loop();
+                    }
+                }
                 Step::TimeUp => return Err(SendError::Full),
                 Step::Sleep(timeout) => {
                     let block = self.parts.block.clone();

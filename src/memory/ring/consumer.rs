@@ -187,7 +187,7 @@ impl Consumer {
     /// Some are gathered, so that a stream of messages does not cost a shared write each.
     #[inline(always)]
     pub(crate) fn hand_back(&mut self, cell: u16) {
-        const GATHER: u32 = 16;
+        const GATHER: u32 = 32;
         let (word, bit) = (usize::from(cell / 64), 1 << (cell % 64));
         if self.pending.0 != word {
             self.flush();
