@@ -130,9 +130,10 @@ impl Inbox {
         let mut message = inline(record);
         match record.kind {
             Kind::Inline => {}
-            // SAFETY: the record's one byte lies in the lane's cells, and is read once.
             Kind::Failed => {
-                message.record.failed = unsafe { record.payload.read_volatile() }.max(1)
+                // SAFETY: the record's one byte lies in the lane's cells, and is read once.
+                let why = unsafe { record.payload.read_volatile() };
+                message.record.failed = why.max(1);
             }
             _ => {
                 let at = reference(record);
