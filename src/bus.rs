@@ -8,12 +8,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::error::{ConnectError, OpenError};
 use crate::link::node::{Incident, Node, Reach};
-use crate::link::place::Place;
+use crate::link::place::{self, Place};
 use crate::message::{ShmMessage, ShmRequest};
 use crate::service::{Client, Receiver, Sender, Server};
 use crate::sys::socket::Socket;
@@ -60,18 +60,12 @@ impl Config {
     ///
     /// As [`Bus::open`].
     pub fn open(self, name: &str) -> Result<Bus, OpenError> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let place = Place::open(name)?;
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let socket = format!("node-{}-{number}", std::process::id());
-        Bus::start(
-            Reach::Name {
-                name: name.to_owned(),
-                place,
-                socket,
-            },
-            self,
-        )
+        let reach = Reach::Name {
+            name: name.to_owned(),
+            place: Place::open(name)?,
+            socket: place::socket_name(),
+        };
+        Bus::start(reach, self)
     }
 
     /// Starts a child with this configuration; see [`Bus::spawn`].
@@ -127,6 +121,13 @@ impl Config {
         bus.shared.node.adopt(socket)?;
         Ok(bus)
     }
+}
+
+/// When a time is over; one that the clock cannot show is as good as a century.
+fn after(timeout: Duration) -> Instant {
+    const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+    let now = Instant::now();
+    now.checked_add(timeout).unwrap_or_else(|| now + CENTURY)
 }
 
 /// What the bus and its ports share: the last one to go stops the quiet thread.
@@ -367,7 +368,7 @@ impl Bus {
         &self,
         timeout: Duration,
     ) -> Result<Client<R>, ConnectError> {
-        Client::connect(&self.shared, Instant::now().checked_add(timeout))
+        Client::connect(&self.shared, Some(after(timeout)))
     }
 
     /// Receives messages of type `T` under a name. Exactly one process of a bus does at a time.
@@ -426,7 +427,7 @@ impl Bus {
         name: &str,
         timeout: Duration,
     ) -> Result<Sender<T>, ConnectError> {
-        Sender::connect(&self.shared, name, Instant::now().checked_add(timeout))
+        Sender::connect(&self.shared, name, Some(after(timeout)))
     }
 
     /// Has every server and receiver of this bus end, once it has taken what came before.

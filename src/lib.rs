@@ -16,7 +16,7 @@
 //! // One process, or one thread, serves …
 //! let bus = Bus::open("doc-lib")?;
 //! let mut server = bus.server::<Name>()?;
-//! std::thread::spawn(move || {
+//! let serving = std::thread::spawn(move || {
 //!     while let Ok(Some(call)) = server.next() {
 //!         let text = format!("Hello, {}!", call.name);
 //!         call.reply(&Greeting { text }).expect("the reply fits");
@@ -24,10 +24,13 @@
 //! });
 //!
 //! // … another calls.
-//! let bus = Bus::open("doc-lib")?;
-//! let client = bus.client::<Name>()?;
+//! let client = Bus::open("doc-lib")?.client::<Name>()?;
 //! let reply = client.call(&Name { name: "Ada".into() })?;
 //! assert_eq!(reply.text, "Hello, Ada!");
+//!
+//! // The server ends with its bus.
+//! bus.close();
+//! serving.join().expect("the server does not panic");
 //! # Ok(()) }
 //! ```
 //!

@@ -7,15 +7,23 @@
 //! - `<port>.port`: who offers a port: its process and its socket. Byte 0 is locked by the owner
 //!   as long as it lives, byte 1 once what the file says is true. The kernel frees both locks when
 //!   the owner dies, so a file without them is a stale one, and the next owner takes it over.
-//! - `node-<pid>-<n>`: the socket of a process that offers something.
+//! - `node-<pid>-<random>`: the socket of a process that offers something.
+//!
+//! What a dead process left is removed by whoever offers something next, and by whoever leaves.
 //!
 //! # Why exactly one of many owns a port
 //!
 //! The lock on byte 0 is exclusive. A file is removed only by the holder of its lock, and whoever
 //! gets the lock checks that the path still names the file that was locked; if not, it starts over.
+//!
+//! # Why nobody loses a socket
+//!
+//! No two nodes have the same name for theirs, also where processes of two PID namespaces have the
+//! same number. A socket is removed by its owner, or where the kernel says that nobody listens.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -49,6 +57,12 @@ pub(crate) fn check_name(name: &str) -> Result<(), OpenError> {
     })
 }
 
+/// A name for the socket of a node, which no other has, had, or will have.
+pub(crate) fn socket_name() -> String {
+    let random = RandomState::new().build_hasher().finish();
+    format!("node-{}-{random:016x}", std::process::id())
+}
+
 /// The directory of one bus.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
@@ -73,14 +87,15 @@ pub(crate) enum Claim {
 pub(crate) struct Owned {
     path: PathBuf,
     origin: Origin,
-    // Holds the locks.
-    _file: Mine<File>,
+    /// Holds the locks.
+    file: Mine<File>,
 }
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        // While the lock is held, so that it is ours that goes. A forked child owns nothing.
-        if !self.origin.is_forked() {
+        // While the lock is held, so that nobody takes it for a stale one. Somebody may have removed
+        // it: then another may be there. A forked child owns nothing.
+        if !self.origin.is_forked() && is_still(&self.file, &self.path) {
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -113,11 +128,17 @@ impl Place {
     }
 
     fn make(&self) -> Result<(), OpenError> {
-        if let Some(parent) = self.root.parent() {
-            check_parent(parent)?;
+        // Whoever leaves may remove what was just made or seen, each time as long as others come.
+        for _ in 0..1000 {
+            if let Some(parent) = self.root.parent() {
+                check_parent(parent)?;
+            }
+            if make_private(&self.root)? && make_private(&self.dir)? {
+                return Ok(());
+            }
         }
-        make_private(&self.root)?;
-        make_private(&self.dir)
+        let problem = "is removed as often as it is made".into();
+        Err(refused(&self.dir, problem))
     }
 
     /// Tries to own a port; `socket` is where its callers will connect.
@@ -144,7 +165,7 @@ impl Place {
                 return Ok(Claim::Ours(Owned {
                     path,
                     origin,
-                    _file: Mine::new(file),
+                    file: Mine::new(file),
                 }));
             }
             if let Some(owner) = read_true(&mut file).map_err(failed("read"))? {
@@ -186,43 +207,42 @@ impl Place {
         read_true(&mut file).map_err(OpenError::system(format!("read {}", path.display())))
     }
 
-    /// Removes what dead processes left: their ports, and the sockets named there.
+    /// Removes what dead processes left: their ports, and their sockets.
     pub(crate) fn sweep(&self) {
         let Ok(entries) = fs::read_dir(&self.dir) else {
             return;
         };
-        for path in entries.flatten().map(|e| e.path()) {
-            if path.extension().is_none_or(|e| e != "port") {
-                self.sweep_socket(&path);
-                continue;
-            }
-            let Ok(mut file) = OpenOptions::new().read(true).write(true).open(&path) else {
-                continue;
-            };
-            if matches!(is_locked(&file, OWNED), Ok(false))
-                && matches!(try_lock(&file, OWNED), Ok(true))
-                && is_still(&file, &path)
-            {
-                self.clean_after(&mut file);
-                let _ = fs::remove_file(&path);
-            }
+        let paths = entries.flatten().map(|e| e.path());
+        let (ports, others): (Vec<_>, Vec<_>) =
+            paths.partition(|p| p.extension().is_some_and(|e| e == "port"));
+        let named: Vec<PathBuf> = ports.iter().filter_map(|p| self.sweep_port(p)).collect();
+        for path in others.iter().filter(|p| !named.contains(p)) {
+            self.sweep_socket(path);
         }
+    }
+
+    /// Removes a port whose owner is dead. One that is alive has its socket returned.
+    fn sweep_port(&self, path: &Path) -> Option<PathBuf> {
+        let mut file = OpenOptions::new().read(true).write(true).open(path).ok()?;
+        if is_locked(&file, OWNED).ok()? {
+            let owner = read_true(&mut file).ok()??;
+            return Some(self.dir.join(owner.socket));
+        }
+        if try_lock(&file, OWNED).ok()? && is_still(&file, path) {
+            self.clean_after(&mut file);
+            let _ = fs::remove_file(path);
+        }
+        None
     }
 
     /// Removes a socket that no file names: its maker died right after making it. One that is new
     /// may be about to listen.
     fn sweep_socket(&self, path: &Path) {
         const NEW: Duration = Duration::from_secs(10);
-        let age = fs::symlink_metadata(path)
-            .and_then(|m| m.modified())
-            .map(|m| m.elapsed());
-        let Some(name) = path.file_name().and_then(|n| n.to_str()) else {
-            return;
-        };
-        if name.starts_with("node-")
-            && matches!(age, Ok(Ok(age)) if age > NEW)
-            && self.connect(name).is_err()
-        {
+        let made = fs::symlink_metadata(path).and_then(|m| m.modified());
+        let is_old = made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age > NEW));
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("");
+        if name.starts_with("node-") && is_old && self.is_deserted(name) {
             let _ = fs::remove_file(path);
         }
     }
@@ -231,24 +251,26 @@ impl Place {
     fn clean_after(&self, file: &mut File) {
         if let Ok(Some(owner)) = read_owner(file) {
             // Other ports of the same owner may name it too, and it may live on without this one.
-            if self.connect(&owner.socket).is_err() {
+            if self.is_deserted(&owner.socket) {
                 let _ = fs::remove_file(self.dir.join(owner.socket));
             }
         }
     }
 
+    /// Whether nobody listens on a socket. Somebody who is only too busy to accept does.
+    fn is_deserted(&self, socket: &str) -> bool {
+        matches!(self.connect(socket), Err(e) if e.kind() == io::ErrorKind::ConnectionRefused)
+    }
+
     /// Opens the socket on which this process is reached.
     pub(crate) fn listen(&self, socket: &str) -> Result<Listener, OpenError> {
-        let path = self.dir.join(socket);
-        let action = || format!("listen on {}", path.display());
         loop {
             match self.with_short(socket, Listener::bind) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => self.make()?,
-                // The name is made of our process number: a namesake is dead.
-                Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
-                    fs::remove_file(&path).map_err(OpenError::system(action()))?;
+                other => {
+                    let action = format!("listen on {}", self.dir.join(socket).display());
+                    return other.map_err(OpenError::system(action));
                 }
-                other => return other.map_err(OpenError::system(action())),
             }
         }
     }
@@ -263,20 +285,31 @@ impl Place {
         if let Some(socket) = socket {
             let _ = fs::remove_file(self.dir.join(socket));
         }
-        // These fail while anybody else has something in there.
-        let _ = fs::remove_dir(&self.dir);
+        // These fail while anybody has something in there, be it a dead one.
+        if fs::remove_dir(&self.dir).is_err() {
+            self.sweep();
+            let _ = fs::remove_dir(&self.dir);
+        }
         let _ = fs::remove_dir(&self.root);
     }
 
     /// A socket's address has room for 107 bytes; a longer path is reached through a descriptor.
-    fn with_short<T>(&self, socket: &str, then: impl FnOnce(&Path) -> T) -> T {
+    fn with_short<T>(
+        &self,
+        socket: &str,
+        then: impl FnOnce(&Path) -> io::Result<T>,
+    ) -> io::Result<T> {
         let path = self.dir.join(socket);
-        match File::open(&self.dir) {
-            Ok(dir) if path.as_os_str().len() > 107 => {
-                let through = format!("/proc/self/fd/{}", dir.as_raw_fd());
-                then(&PathBuf::from(through).join(socket))
-            }
-            _ => then(&path),
+        if path.as_os_str().len() <= 107 {
+            return then(&path);
+        }
+        let dir = File::open(&self.dir)?;
+        let through = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()));
+        // Without `/proc`, the error is that the path is too long.
+        if through.exists() {
+            then(&through.join(socket))
+        } else {
+            then(&path)
         }
     }
 }
@@ -292,25 +325,18 @@ fn check_parent(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-fn make_private(path: &Path) -> Result<(), OpenError> {
+/// Makes a directory of ours, or checks the one that is there. False where it is gone again, or
+/// its parent.
+fn make_private(path: &Path) -> Result<bool, OpenError> {
+    let failed = |action: &str| OpenError::system(format!("{action} {}", path.display()));
     match DirBuilder::new().mode(0o700).create(path) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-        // Its parent may have been removed by the last one to leave: the caller's loop goes round.
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            if let Some(parent) = path.parent() {
-                if !parent.exists() {
-                    make_private(parent)?;
-                    return make_private(path);
-                }
-            }
-            return Err(OpenError::system(format!("make {}", path.display()))(e));
-        }
-        other => other.map_err(OpenError::system(format!("make {}", path.display())))?,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        other => other.map_err(failed("make"))?,
     }
     let meta = match fs::symlink_metadata(path) {
-        Ok(meta) => meta,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return make_private(path),
-        Err(e) => return Err(OpenError::system(format!("look at {}", path.display()))(e)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        other => other.map_err(failed("look at"))?,
     };
     if !meta.is_dir() {
         return Err(refused(path, "is no directory".into()));
@@ -328,7 +354,7 @@ fn make_private(path: &Path) -> Result<(), OpenError> {
             format!("is open to others (mode {mode:o}, 700 is needed)"),
         ));
     }
-    Ok(())
+    Ok(true)
 }
 
 fn refused(path: &Path, problem: String) -> OpenError {
@@ -347,7 +373,6 @@ fn is_still(file: &File, path: &Path) -> bool {
 
 fn write_owner(file: &mut File, socket: &str) -> io::Result<()> {
     file.set_len(0)?;
-    use std::io::Seek;
     file.rewind()?;
     write!(file, "shmbus 1\n{}\n{socket}\n", std::process::id())
 }
@@ -362,7 +387,6 @@ fn read_true(file: &mut File) -> io::Result<Option<Owner>> {
 }
 
 fn read_owner(file: &mut File) -> io::Result<Option<Owner>> {
-    use std::io::Seek;
     file.rewind()?;
     let mut text = String::new();
     file.take(1024).read_to_string(&mut text)?;

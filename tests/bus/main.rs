@@ -1,11 +1,14 @@
 //! Buses as their users have them: real processes, real memory, real ends.
 
+mod absent;
 mod conversation;
 mod fork;
 mod hot_path;
 mod layouts;
+mod leftovers;
 mod lifetimes;
 mod one_writer;
+mod places;
 mod race;
 mod support;
 
@@ -31,6 +34,14 @@ fn child() {
         "serves-and-forks" => fork::serves_and_forks(arguments[0]),
         "racer" => race::racer(arguments[0]),
         "holder" => one_writer::holder(arguments[0]),
+        "longest-names" => places::longest_names(),
+        "calls-longest-names" => places::calls_longest_names(),
+        "opens" => places::opens(),
+        "serves-nobody" => absent::serves_nobody(),
+        "uses-all" => leftovers::uses_all(arguments[0]),
+        "comes-and-goes" => leftovers::comes_and_goes(arguments[0]),
+        "visits" => leftovers::visits(arguments[0]),
+        "has-namesakes" => leftovers::has_namesakes(arguments[0]),
         other => panic!("no such part: {other}"),
     }
 }
