@@ -2,14 +2,15 @@
 
 use proc_macro2::Span;
 use syn::ext::IdentExt;
+use syn::spanned::Spanned;
 use syn::visit_mut::{self, VisitMut};
 use syn::{
-    Data, DeriveInput, Error, Expr, Generics, Ident, LitStr, Member, Path, PathArguments, QSelf,
-    Result, Type, Visibility, parse_quote,
+    Data, DeriveInput, Error, Expr, GenericParam, Generics, Ident, LitStr, Member, Path,
+    PathArguments, QSelf, Result, Type, Visibility, parse_quote,
 };
 
 use crate::attr::{self, FieldRkyv, Shm};
-use crate::recursion;
+use crate::mention;
 
 /// A type with the derive.
 pub struct Input {
@@ -53,6 +54,8 @@ pub struct Field {
     pub member: Member,
     /// The type, with `Self` written out.
     pub ty: Type,
+    /// Where the type stands.
+    pub span: Span,
     pub rkyv: FieldRkyv,
     /// Without bounds in the impls: it contains the type itself, or the user says so.
     pub unbounded: bool,
@@ -114,6 +117,26 @@ impl Input {
             .flat_map(|f| &f.list)
     }
 
+    /// Returns all fields, to change them.
+    pub fn fields_mut(&mut self) -> impl Iterator<Item = &mut Field> {
+        let (one, many): (Option<&mut Fields>, &mut [Variant]) = match &mut self.data {
+            Body::Struct(fields) => (Some(fields), &mut []),
+            Body::Enum(variants) => (None, variants),
+        };
+        one.into_iter()
+            .chain(many.iter_mut().map(|variant| &mut variant.fields))
+            .flat_map(|f| &mut f.list)
+    }
+
+    /// Returns the names of the generic types and constants.
+    pub fn params(&self) -> impl Iterator<Item = &Ident> {
+        self.generics.params.iter().filter_map(|param| match param {
+            GenericParam::Type(param) => Some(&param.ident),
+            GenericParam::Const(param) => Some(&param.ident),
+            GenericParam::Lifetime(_) => None,
+        })
+    }
+
     /// Returns the name in the schema: as chosen, or else as in Rust.
     pub fn name(&self) -> LitStr {
         let default = || LitStr::new(&self.ident.unraw().to_string(), self.ident.span());
@@ -135,10 +158,11 @@ impl Fields {
             if let Some(with) = &mut rkyv.with {
                 self_ty.visit_type_mut(with);
             }
-            let unbounded = rkyv.omit_bounds || recursion::mentions(&ty, of);
+            let unbounded = rkyv.omit_bounds || mention::contains(&ty, of);
             Ok(Field {
                 vis: field.vis.clone(),
                 member,
+                span: field.ty.span(),
                 ty,
                 rkyv,
                 unbounded,

@@ -16,7 +16,7 @@ mod ast;
 mod attr;
 mod expand;
 mod fallback;
-mod recursion;
+mod mention;
 mod valid;
 
 use proc_macro::TokenStream;
@@ -100,7 +100,7 @@ pub fn derive_message(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);
     let expanded = ast::Input::from_syn(&input).and_then(|message| {
         valid::check(&message)?;
-        Ok(expand::expand(&message))
+        Ok(expand::expand(message))
     });
     expanded
         .unwrap_or_else(|error| fallback::expand(&input, error))

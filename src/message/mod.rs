@@ -14,6 +14,7 @@
 
 mod codec;
 mod describe;
+mod field;
 mod layout;
 #[doc(hidden)]
 pub mod private;

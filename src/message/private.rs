@@ -3,40 +3,18 @@
 //! Unsafe code: a test archives into bytes of its own.
 #![allow(unsafe_code)]
 
-use rkyv::bytecheck::CheckBytes;
-use rkyv::{Archive, Deserialize, Serialize};
-
 pub use super::codec::{Checker, Decoder, Encoder, check as access, encode, to_owned};
 pub use super::describe::{Describe, describe};
+pub use super::field::{
+    Checked, Field, Generic, HashKey, Known, Part, TreeKey, assert_field, assert_generic,
+    assert_hash_key, assert_part, assert_tree_key,
+};
 pub use super::layout::Layouts;
 pub use super::{ShmMessage, ShmRequest};
 pub use crate::schema;
 pub use rkyv;
 
 use super::{EncodeError, SlotWriter};
-
-/// A type that can be a field of a message.
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` cannot be a field of a message",
-    label = "this type cannot be archived",
-    note = "derive `ShmMessage` for `{Self}`, or choose a wrapper with `#[rkyv(with = …)]`"
-)]
-pub trait Field:
-    Archive<Archived: Describe + for<'a> CheckBytes<Checker<'a>> + Deserialize<Self, Decoder>>
-    + Serialize<Encoder>
-    + Sized
-{
-}
-
-#[diagnostic::do_not_recommend]
-impl<T> Field for T where
-    T: Archive<Archived: Describe + for<'a> CheckBytes<Checker<'a>> + Deserialize<T, Decoder>>
-        + Serialize<Encoder>
-{
-}
-
-/// Named once for each field, so that a wrong type has one error that says so.
-pub const fn assert_field<T: Field>() {}
 
 /// Archives a message on the heap, aligned for any message. For tests.
 ///

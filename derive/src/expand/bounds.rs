@@ -7,9 +7,20 @@ use syn::{WherePredicate, parse_quote};
 
 use super::Names;
 use crate::ast::{Field, Input};
+use crate::mention;
 
 fn bounded(input: &Input) -> impl Iterator<Item = &Field> {
     input.fields().filter(|field| !field.unbounded)
+}
+
+/// Those fields whose types are not known here. The others are what they are, and so that they are
+/// archived is no bound.
+fn generic(input: &Input) -> impl Iterator<Item = &Field> {
+    let params: Vec<_> = input.params().cloned().collect();
+    bounded(input).filter(move |field| {
+        let mut types = field.rkyv.with.iter().chain([&field.ty]);
+        types.any(|ty| mention::any_of(ty, &params))
+    })
 }
 
 pub fn archive(input: &Input, names: &Names) -> Vec<WherePredicate> {
@@ -21,7 +32,7 @@ pub fn archive(input: &Input, names: &Names) -> Vec<WherePredicate> {
             None => parse_quote!(#ty: #rkyv::Archive),
         }
     };
-    bounded(input).map(bound).collect()
+    generic(input).map(bound).collect()
 }
 
 pub fn serialize(input: &Input, names: &Names) -> Vec<WherePredicate> {
@@ -78,8 +89,6 @@ pub fn deserialize_recursive(input: &Input, names: &Names) -> Vec<WherePredicate
 }
 
 /// What the bus needs of the fields of a generic type, to make it a message.
-///
-/// A type without type parameters needs no bounds: its fields are what they are.
 pub fn message(input: &Input, names: &Names) -> Vec<WherePredicate> {
     if !input.has_type_params {
         return Vec::new();
@@ -93,7 +102,7 @@ pub fn message(input: &Input, names: &Names) -> Vec<WherePredicate> {
             parse_quote!(#ident: 'static)
         })
         .collect();
-    for field in bounded(input) {
+    for field in generic(input) {
         let (ty, archived) = (&field.ty, names.archived(field));
         match &field.rkyv.with {
             Some(with) => bounds.extend::<[WherePredicate; 4]>([
@@ -121,7 +130,7 @@ pub fn describe(input: &Input, names: &Names) -> Vec<WherePredicate> {
         let ident = &param.ident;
         parse_quote!(#ident: 'static)
     });
-    let fields = bounded(input).map(|field| -> WherePredicate {
+    let fields = generic(input).map(|field| -> WherePredicate {
         let archived = names.archived(field);
         parse_quote!(#archived: #private::__private::Describe)
     });

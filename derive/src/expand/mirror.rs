@@ -87,6 +87,7 @@ fn field(
         ty,
         rkyv,
         unbounded,
+        ..
     }: &Field,
 ) -> TokenStream {
     let attrs = &rkyv.attrs;

@@ -1,20 +1,22 @@
 //! Writes the code. Cannot fail: what could was refused before.
 
 mod bounds;
+mod checked;
 mod describe;
 mod mirror;
 
 use proc_macro2::TokenStream;
 use quote::{format_ident, quote, quote_spanned};
 use syn::ext::IdentExt;
-use syn::spanned::Spanned;
 use syn::{Generics, Ident, Path, Type, WherePredicate, parse_quote};
 
 use crate::ast::{Body, Field, Input};
 
 /// Writes the mirror and the impls that delegate to it.
-pub fn expand(input: &Input) -> TokenStream {
-    let names = Names::of(input);
+pub fn expand(mut input: Input) -> TokenStream {
+    let names = Names::of(&input);
+    let proof = checked::look_up(&mut input, &names);
+    let input = &input;
     let parts = [
         mirror::item(input, &names),
         mirror::into_type(input, &names),
@@ -25,7 +27,7 @@ pub fn expand(input: &Input) -> TokenStream {
         message(input, &names),
     ];
     let (request, assertions) = (request(input, &names), assertions(input, &names));
-    quote!(#(#parts)* #request #assertions)
+    quote!(#proof #(#parts)* #request #assertions)
 }
 
 /// Paths and types that the parts share.
@@ -34,6 +36,8 @@ struct Names {
     /// rkyv, as the user reaches it.
     rkyv: Path,
     mirror: Ident,
+    /// The constant that there is only for fields of right types.
+    proof: Ident,
     archived: Ident,
     resolver: Ident,
     /// The type itself, with its generic arguments.
@@ -60,6 +64,7 @@ impl Names {
             archived_ty: parse_quote!(#archived #generics),
             resolver_ty: parse_quote!(#resolver #generics),
             krate,
+            proof: format_ident!("__{base}ShmFields"),
             mirror,
             archived,
             resolver,
@@ -258,7 +263,7 @@ fn assertions(input: &Input, names: &Names) -> Option<TokenStream> {
     let krate = &names.krate;
     let asserted = input.fields().filter(|field| field.rkyv.with.is_none());
     let calls = asserted.map(
-        |Field { ty, .. }| quote_spanned!(ty.span()=> #krate::__private::assert_field::<#ty>();),
+        |Field { ty, span, .. }| quote_spanned!(*span=> #krate::__private::assert_field::<#ty>();),
     );
     let (impl_generics, _, where_clause) = input.generics.split_for_impl();
     Some(quote! {
