@@ -15,21 +15,32 @@ pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, 
 /// Loads a word that the other side publishes with Release.
 ///
 /// The memory of a peer is mapped read-only, where the standard library vouches for relaxed
-/// loads; a relaxed load and a fence order what follows just as an acquire load does, and compile
-/// to the same instruction on x86-64.
+/// loads; a relaxed load and a fence order what follows at least as an acquire load does, and
+/// compile to the same instruction on x86-64.
 #[inline(always)]
 pub(crate) fn load_acquire(word: &AtomicU64) -> u64 {
-    let value = word.load(Ordering::Relaxed);
-    fence(Ordering::Acquire);
-    value
+    // The weaker of the two, and far quicker to explore than a fence.
+    #[cfg(loom)]
+    return word.load(Ordering::Acquire);
+    #[cfg(not(loom))]
+    {
+        let value = word.load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        value
+    }
 }
 
 /// [`load_acquire`] for 32 bits.
 #[inline(always)]
 pub(crate) fn load_acquire_u32(word: &AtomicU32) -> u32 {
-    let value = word.load(Ordering::Relaxed);
-    fence(Ordering::Acquire);
-    value
+    #[cfg(loom)]
+    return word.load(Ordering::Acquire);
+    #[cfg(not(loom))]
+    {
+        let value = word.load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        value
+    }
 }
 
 /// Has a cache line fetched that will be written soon, and so taken from other cores.
@@ -74,4 +85,17 @@ pub(crate) fn heavy_barrier(asymmetric: bool) {
     }
     #[cfg(loom)]
     let _ = asymmetric;
+}
+
+/// Runs a model in every order that its threads can take, and with every value that a load can see.
+///
+/// Where that is too much, `switches` bounds how often a thread is interrupted while it could go
+/// on: nearly every fault of such protocols shows with two or three.
+#[cfg(all(test, loom))]
+pub(crate) fn explore(switches: Option<usize>, model: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    // `LOOM_MAX_PREEMPTIONS` overrides this, to look further.
+    builder.preemption_bound = builder.preemption_bound.or(switches);
+    builder.max_branches = 10_000;
+    builder.check(model);
 }

@@ -5,24 +5,38 @@
 //!
 //! # Why no wake is lost
 //!
-//! The sleeper (1) makes the bell odd, (2) passes a full barrier, (3) looks at everything it waits
-//! for once more, (4) sleeps in the kernel while the bell still has that odd value.
+//! The sleeper (1) makes the bell odd, (2) asks its peers to be rung, (3) passes a full barrier,
+//! (4) looks at everything it waits for once more, (5) sleeps in the kernel while the bell still
+//! has that odd value.
 //! The ringer (a) publishes, (b) passes a barrier, (c) looks at the bell, (d) if it is odd, wakes.
 //!
-//! By the barriers of (2) and (b), either the look (3) finds what was published, or the look (c)
+//! By the barriers of (3) and (b), either the look (4) finds what was published, or the look (c)
 //! finds the bell odd. In the second case (d) finds the sleeper in the kernel, or finds nobody:
 //! then it is not there yet, or awake already. The bell still having the same odd value, the ringer
 //! sends a control message over the link, and the sleeper's own quiet thread makes the bell even
-//! and wakes it: a change that (4) cannot miss. So no word needs to be written by two processes,
+//! and wakes it: a change that (5) cannot miss. So no word needs to be written by two processes,
 //! and no forged value can put anybody to sleep.
+//!
+//! # Why one ring for each asking is enough
+//!
+//! A peer rings once for each time it is asked (`attend`, `starving`), and it may come late: for
+//! something that the sleeper has found by itself before it asked. Were the bell still even then,
+//! that ring would be gone, and none would come for what is published next. But the asking is
+//! written after (1) with Release. Who reads it finds the bell odd, and wakes: too early at worst,
+//! and then the sleeper asks anew.
+
+#[cfg(all(test, loom))]
+mod models;
+
+pub(crate) mod attend;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::memory::arena::Block;
-use crate::memory::layout::{Bell, SegmentRef};
+use crate::memory::layout::{Bell, SegmentRef, SenderBlock};
 use crate::memory::shared::Shared;
-use crate::sync::{AtomicBool, Ordering, fence, load_acquire_u32};
+use crate::sync::{AtomicBool, Ordering, fence, heavy_barrier, load_acquire_u32};
 use crate::sys::futex;
 
 /// How a port waits while there is nothing for it.
@@ -82,18 +96,26 @@ impl Ringer {
 /// One place to sleep, for one thread at a time.
 pub(crate) struct Sleeper {
     bell: Shared<Bell>,
-    block: Arc<Block>,
     id: u32,
     poked: AtomicBool,
 }
 
 impl Sleeper {
-    /// A bell in a block of our own, and the number by which peers name it.
-    pub(crate) fn new(block: Arc<Block>, id: u32) -> Sleeper {
+    /// A bell of our own, and the number by which peers name it.
+    pub(crate) fn new(bell: Shared<Bell>, id: u32) -> Sleeper {
         Sleeper {
-            bell: Shared::own(block.clone()),
-            block,
+            bell,
             id,
+            poked: AtomicBool::new(false),
+        }
+    }
+
+    /// A bell on the heap: a clone of it stands for what peers see.
+    #[cfg(all(test, loom))]
+    pub(crate) fn heap(bell: Shared<Bell>) -> Sleeper {
+        Sleeper {
+            bell,
+            id: 0,
             poked: AtomicBool::new(false),
         }
     }
@@ -105,31 +127,71 @@ impl Sleeper {
 
     /// Where the bell lies.
     pub(crate) fn place(&self) -> SegmentRef {
-        self.block.reference(0, size_of::<Bell>())
+        self.block().reference(0, size_of::<Bell>())
     }
 
     /// What the bell lies in.
     pub(crate) fn block(&self) -> &Arc<Block> {
-        &self.block
+        self.bell.block().expect("a sleeper's bell is its own")
     }
 
-    /// Says that this thread is about to sleep. The caller then passes a barrier and looks again.
-    pub(crate) fn prepare(&self) -> u32 {
-        // Relaxed: the caller's barrier orders this before its look; the word only ever counts up
-        // by threads of this process, and wraps: only its parity and equality are used.
+    /// Sleeps until it is rung or poked, unless `look` finds that there is no need to.
+    ///
+    /// `ask` asks peers to be rung, by a store with Release. It returns whether one of them uses the
+    /// cheap half of a barrier.
+    #[cold]
+    pub(crate) fn sleep<C>(
+        &self,
+        timeout: Option<Duration>,
+        caller: &mut C,
+        ask: impl FnOnce(&mut C) -> bool,
+        look: impl FnOnce(&mut C) -> bool,
+    ) {
+        let odd = self.prepare();
+        let asymmetric = ask(caller);
+        heavy_barrier(asymmetric);
+        if !look(caller) {
+            futex::wait(&self.bell.word, odd, timeout);
+        }
+        self.awake(odd);
+    }
+
+    /// Sleeps until the receiver of a lane hands something back, unless `look` finds that it did.
+    #[cold]
+    pub(crate) fn sleep_for_room<C>(
+        &self,
+        block: &SenderBlock,
+        timeout: Option<Duration>,
+        caller: &mut C,
+        look: impl FnOnce(&mut C) -> bool,
+    ) {
+        let starving = &block.starving;
+        // Relaxed: our own word.
+        let number = starving.load(Ordering::Relaxed) | 1;
+        let ask = |_: &mut C| {
+            // SYNC(starving): Release; pairs with Acquire in `HandBack::flip`, which passes a full
+            // fence by itself.
+            starving.store(number, Ordering::Release);
+            false
+        };
+        self.sleep(timeout, caller, ask, look);
+        // Relaxed: a receiver that still finds the old number rings once too often.
+        starving.store(number.wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// Says that this thread is about to sleep.
+    fn prepare(&self) -> u32 {
+        // Relaxed: the barrier in `sleep` orders this before the look, and the Release of what is
+        // asked before the asking. The word only ever counts up by threads of this process, and
+        // wraps: only its parity and equality are used.
         let word = self.bell.word.load(Ordering::Relaxed);
         let odd = word | 1;
         self.bell.word.store(odd, Ordering::Relaxed);
         odd
     }
 
-    /// Sleeps while the bell has the value that [`prepare`](Self::prepare) gave it.
-    pub(crate) fn sleep(&self, odd: u32, timeout: Option<Duration>) {
-        futex::wait(&self.bell.word, odd, timeout);
-    }
-
     /// Says that this thread is awake.
-    pub(crate) fn awake(&self, odd: u32) {
+    fn awake(&self, odd: u32) {
         let even = odd.wrapping_add(1);
         // Relaxed: whoever finds it odd still wakes nobody, which is harmless.
         let _ = self

@@ -13,7 +13,7 @@ use crate::memory::ring::{Consumer, HandBack, Polled, Record};
 use crate::memory::segment::PeerSegment;
 use crate::memory::shared::Shared;
 use crate::message::{ShmMessage, check, layout_of};
-use crate::sync::{Ordering, fence};
+use crate::wait::attend::Attend;
 
 /// A message as it lies in the peer's memory: its range is checked, its content is not yet.
 pub(crate) struct Message {
@@ -45,8 +45,7 @@ pub(crate) struct Inbox {
     align: usize,
     /// A fault was found: there is nothing more to receive.
     is_broken: bool,
-    /// What the word says by which this side asks to be rung.
-    attend: u64,
+    attend: Attend,
 }
 
 impl Inbox {
@@ -64,7 +63,7 @@ impl Inbox {
             near: Vec::new(),
             align,
             is_broken: false,
-            attend: 0,
+            attend: Attend::default(),
         };
         inbox.arm();
         inbox
@@ -232,31 +231,17 @@ impl Inbox {
     /// The caller passes a barrier and looks again: a heavy one after [`watch`](Self::watch), a
     /// fence after an earlier `arm`.
     pub(crate) fn arm(&mut self) {
-        self.attend = (self.attend | 1) + if self.attend % 2 == 1 { 2 } else { 0 };
-        // SYNC(attend): Relaxed; the caller's barrier orders it before the caller's look.
-        self.ring
-            .back()
-            .attend()
-            .store(self.attend, Ordering::Relaxed);
+        self.attend.arm(self.ring.back().attend());
     }
 
     /// Says that this side looks by itself.
     pub(crate) fn watch(&mut self) {
-        if self.attend % 2 == 1 {
-            self.attend += 1;
-            // SYNC(attend): Relaxed; a sender that still sees the old number rings once too often.
-            self.ring
-                .back()
-                .attend()
-                .store(self.attend, Ordering::Relaxed);
-        }
+        self.attend.watch(self.ring.back().attend());
     }
 
     /// Asks to be rung after having been rung, and says whether a message came meanwhile.
     pub(crate) fn rearm(&mut self) -> bool {
-        self.arm();
-        // SYNC(attend): pairs with the fence in `Outbox::ring`.
-        fence(Ordering::SeqCst);
+        self.attend.rearm(self.ring.back().attend());
         self.is_ready()
     }
 

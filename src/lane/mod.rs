@@ -5,18 +5,7 @@
 //! - [`View`], [`Kept`]: a message borrowed where its sender wrote it.
 //! - [`Bytes`], [`Bulk`]: payloads that were filled in place.
 //!
-//! # Why no ring is lost
-//!
-//! The sender (1) publishes, (2) passes a light barrier, (3) looks whether the receiver wants to be
-//! rung. The receiver (a) writes that it wants to be rung, (b) passes a heavy barrier, (c) looks at
-//! the lane once more. One of (3) and (c) sees the other side's write.
-//!
-//! A receiver that wants to be rung says so with a number that it never used before, and is rung
-//! once for each. Only when that ring has arrived does it say anything else. So a bit of its
-//! doorbell never flips twice between two looks, and flips back are not missed.
-//!
-//! When a receiver goes from one such number to the next, the heavy barrier is not needed: a sender
-//! that finds a number at all passes a full barrier and looks again before it decides.
+//! Why no ring is lost between the two ends, and no wake: see `wait::attend` and `wait`.
 
 mod bulk;
 mod inbox;

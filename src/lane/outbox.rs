@@ -23,9 +23,9 @@ use crate::memory::loan::{BEFORE, loan_len};
 use crate::memory::ring::{NoRoom, Producer, Space};
 use crate::memory::shared::Shared;
 use crate::message::{EncodeError, Loans, ShmMessage, SlotWriter, Wanted, encode, layout_of};
-use crate::sync::{Ordering, fence, heavy_barrier, light_barrier};
 use crate::sys::fork::Origin;
 use crate::sys::poll;
+use crate::wait::attend::Rung;
 use crate::wait::{Patience, Ringer, Sleeper, Step, Wait};
 
 /// How many pauses lie between two looks for room.
@@ -54,8 +54,7 @@ pub(crate) struct Outbox {
     ring: ManuallyDrop<Producer>,
     origin: Origin,
     asymmetric: bool,
-    /// The number of the last ring that was asked for and given.
-    rung: u64,
+    rung: Rung,
     /// Segments of ours that the peer has, as far as this lane knows.
     known: Vec<u64>,
     /// Whether a segment was announced that the peer's socket has not taken yet.
@@ -107,7 +106,7 @@ impl Outbox {
             ring: ManuallyDrop::new(Producer::new(parts.cells.clone(), parts.receiver.clone())),
             origin: parts.node.origin(),
             asymmetric: parts.link.is_asymmetric(),
-            rung: 0,
+            rung: Rung::default(),
             known: Vec::new(),
             is_stuck: false,
             was_large: false,
@@ -515,32 +514,16 @@ impl Outbox {
     /// Rings the receiver, if it asked for that.
     #[inline(always)]
     fn signal(&mut self) {
-        // SYNC(attend): pairs with the heavy barrier of whoever arms the lane.
-        light_barrier(self.asymmetric);
-        // Relaxed: the barrier orders it behind the publication.
-        if self.parts.receiver.attend.load(Ordering::Relaxed) % 2 == 1 {
+        if Rung::is_asked(&self.parts.receiver, self.asymmetric) {
             self.ring();
         }
     }
 
     #[cold]
     fn ring(&mut self) {
-        // SYNC(attend): a full barrier, so that going from one number to the next needs no other.
-        fence(Ordering::SeqCst);
-        let asked = self.parts.receiver.attend.load(Ordering::Relaxed);
-        if asked % 2 == 0 || asked == self.rung {
-            return;
-        }
-        self.rung = asked;
-        if let Some(door) = &self.parts.door {
-            let (word, bit) = (usize::from(door.bit) / 64, 1u64 << (door.bit % 64));
-            // SYNC(door): Release, in this order; pairs with Acquire in `Hub::look_at_doors`.
-            door.bell.ready[word].fetch_xor(bit, Ordering::Release);
-            door.bell.rings.fetch_add(1, Ordering::Release);
-        }
-        // The barrier that `Ringer::ring` asks for: step (b) of `wait`.
-        fence(Ordering::SeqCst);
-        self.parts.ringer.ring();
+        let parts = &self.parts;
+        let door = parts.door.as_ref().map(|door| (&*door.bell, door.bit));
+        self.rung.ring(&parts.receiver, door, &parts.ringer);
     }
 
     /// Waits until the receiver hands something back.
@@ -566,23 +549,15 @@ impl Outbox {
                 }
                 Step::TimeUp => return Err(SendError::Full),
                 Step::Sleep(timeout) => {
-                    let block = self.parts.block.clone();
-                    let starving = &block.starving;
-                    // Relaxed: our own word; the barrier below orders it before our look.
-                    let number = starving.load(Ordering::Relaxed) | 1;
-                    starving.store(number, Ordering::Relaxed);
-                    let odd = self.parts.sleeper.prepare();
-                    // SYNC(starving): pairs with the fence in `HandBack::flip`.
-                    heavy_barrier(false);
-                    if !self.collect()? && !self.parts.line.is_closed() {
-                        self.parts.sleeper.sleep(odd, timeout);
-                        self.parts.sleeper.awake(odd);
-                        starving.store(number.wrapping_add(1), Ordering::Relaxed);
-                        continue;
+                    let (block, sleeper) = (self.parts.block.clone(), self.parts.sleeper.clone());
+                    let mut found = Ok(false);
+                    sleeper.sleep_for_room(&block, timeout, self, |outbox| {
+                        found = outbox.collect();
+                        !matches!(found, Ok(false)) || outbox.parts.line.is_closed()
+                    });
+                    if found? {
+                        return Ok(());
                     }
-                    self.parts.sleeper.awake(odd);
-                    starving.store(number.wrapping_add(1), Ordering::Relaxed);
-                    return Ok(());
                 }
             }
         }

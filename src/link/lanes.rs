@@ -157,6 +157,7 @@ impl Lanes {
 mod tests {
     use super::*;
     use crate::memory::arena::{Arena, Limits};
+    use crate::memory::shared::Shared;
     use crate::wait::Sleeper;
 
     /// A lane of a book with nothing else in it, and a way to see whether its memory is in use.
@@ -169,7 +170,7 @@ mod tests {
     fn bench(sends: bool) -> Bench {
         let memory = 1 << 20;
         let arena = Arena::new(Limits { memory }, Box::new(|_| {}));
-        let sleeper = Sleeper::new(Arc::new(arena.allocate(64).unwrap()), 0);
+        let sleeper = Sleeper::new(Shared::own(Arc::new(arena.allocate(64).unwrap())), 0);
         let line = Line::new(Arc::new(sleeper));
         let estate = vec![Arc::new(arena.allocate(4096).unwrap())];
         let (ours, number) = (true, 0);

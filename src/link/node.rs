@@ -17,6 +17,7 @@ use crate::Config;
 use crate::error::{ConnectError, Fault, MemoryError, OpenError};
 use crate::memory::arena::{Arena, Limits};
 use crate::memory::layout::Bell;
+use crate::memory::shared::Shared;
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
 use crate::sys::fork::{Mine, Origin};
 use crate::sys::poll::{self, Epoll, Event};
@@ -237,7 +238,7 @@ impl Node {
         let mut sleepers = lock(&self.sleepers);
         let free = sleepers.iter().position(|s| s.strong_count() == 0);
         let id = free.unwrap_or(sleepers.len());
-        let sleeper = Arc::new(Sleeper::new(block, id as u32));
+        let sleeper = Arc::new(Sleeper::new(Shared::own(block), id as u32));
         match free {
             Some(id) => sleepers[id] = Arc::downgrade(&sleeper),
             None => sleepers.push(Arc::downgrade(&sleeper)),

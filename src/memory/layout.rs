@@ -9,6 +9,9 @@
 //! | [`Doorbell`] | a process with many lanes to one port | threads of that process | the port |
 //!
 //! So each has one writing process; none is ever written by a peer.
+//!
+//! In shared memory they are laid over zeroed bytes. Only tests and models construct them, since the
+//! atomics of a model checker are more than their bytes.
 
 use bytemuck::{Pod, Zeroable};
 use static_assertions::{const_assert, const_assert_eq};
@@ -27,8 +30,8 @@ pub(crate) const HEADER: usize = 8;
 /// The most cells a lane can have, over all its extents.
 pub(crate) const MOST_CELLS: usize = 1024;
 
-/// The most lanes that one doorbell tells apart.
-pub(crate) const DOORBELL_LANES: usize = 4096;
+/// The most lanes that one doorbell tells apart. A model has few: each word is one more to follow.
+pub(crate) const DOORBELL_LANES: usize = if cfg!(loom) { 64 } else { 4096 };
 
 /// One cache line of a lane. A record starts with a cell and goes on into those behind it.
 #[repr(C, align(64))]
@@ -36,6 +39,7 @@ pub(crate) struct Cell {
     pub(crate) header: AtomicU64,
     #[cfg(not(loom))]
     payload: std::cell::UnsafeCell<[u8; CELL - HEADER]>,
+    /// Stands for the payload: whoever touches it while it is another's is reported.
     #[cfg(loom)]
     pub(crate) payload: loom::cell::UnsafeCell<u64>,
 }
@@ -73,6 +77,68 @@ pub(crate) struct Doorbell {
     _alone: [AtomicU32; 15],
     /// One bit a lane, flipped when it rings.
     pub(crate) ready: [AtomicU64; DOORBELL_LANES / 64],
+}
+
+#[cfg(any(test, loom))]
+mod heap {
+    use super::*;
+
+    fn zeros<const N: usize>() -> [AtomicU64; N] {
+        std::array::from_fn(|_| AtomicU64::new(0))
+    }
+
+    impl Cell {
+        /// As zeroed memory.
+        pub(crate) fn new() -> Cell {
+            Cell {
+                header: AtomicU64::new(0),
+                #[cfg(not(loom))]
+                payload: std::cell::UnsafeCell::new([0; CELL - HEADER]),
+                #[cfg(loom)]
+                payload: loom::cell::UnsafeCell::new(0),
+            }
+        }
+    }
+
+    impl SenderBlock {
+        /// As zeroed memory.
+        pub(crate) fn new() -> SenderBlock {
+            SenderBlock {
+                starving: AtomicU64::new(0),
+            }
+        }
+    }
+
+    impl ReceiverBlock {
+        /// As zeroed memory.
+        pub(crate) fn new() -> ReceiverBlock {
+            ReceiverBlock {
+                attend: AtomicU64::new(0),
+                _alone: zeros(),
+                handed_back: zeros(),
+            }
+        }
+    }
+
+    impl Bell {
+        /// As zeroed memory.
+        pub(crate) fn new() -> Bell {
+            Bell {
+                word: AtomicU32::new(0),
+            }
+        }
+    }
+
+    impl Doorbell {
+        /// As zeroed memory.
+        pub(crate) fn new() -> Doorbell {
+            Doorbell {
+                rings: AtomicU32::new(0),
+                _alone: std::array::from_fn(|_| AtomicU32::new(0)),
+                ready: zeros(),
+            }
+        }
+    }
 }
 
 #[cfg(not(loom))]

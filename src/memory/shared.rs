@@ -53,6 +53,16 @@ impl<T: ?Sized> Deref for Shared<T> {
     }
 }
 
+impl<T: ?Sized> Shared<T> {
+    /// The block of our own in which it lies, if it lies in one.
+    pub(crate) fn block(&self) -> Option<&Arc<Block>> {
+        match &self.keep {
+            Keep::Own(block) => Some(block),
+            _ => None,
+        }
+    }
+}
+
 impl<T: ?Sized> Clone for Shared<T> {
     fn clone(&self) -> Self {
         let keep = match &self.keep {

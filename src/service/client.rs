@@ -16,7 +16,6 @@ use crate::bus::Shared as BusShared;
 use crate::error::{CallError, ConnectError, SendError};
 use crate::lane::{Bulk, Bytes, Held, Inbox, Message, Outbox, Received, View};
 use crate::message::ShmRequest;
-use crate::sync::heavy_barrier;
 use crate::wait::{Patience, Sleeper, Step, Wait};
 
 /// How often the lane is looked at before all else is: no longer than a cache line takes to come.
@@ -300,14 +299,13 @@ impl<R: ShmRequest> Client<R> {
 
     #[cold]
     fn sleep(&self, inbox: &mut Inbox, timeout: Option<Duration>) {
-        inbox.arm();
-        let odd = self.sleeper.prepare();
-        // SYNC(attend): pairs with the light barrier in `Outbox::signal`.
-        heavy_barrier(inbox.is_asymmetric());
-        if !inbox.is_ready() && !inbox.line().is_closed() {
-            self.sleeper.sleep(odd, timeout);
-        }
-        self.sleeper.awake(odd);
+        let ask = |inbox: &mut Inbox| {
+            inbox.arm();
+            inbox.is_asymmetric()
+        };
+        let look = |inbox: &mut Inbox| inbox.is_ready() || inbox.line().is_closed();
+        // SYNC(attend): its barrier pairs with the light barrier in `Rung::is_asked`.
+        self.sleeper.sleep(timeout, inbox, ask, look);
         inbox.watch();
     }
 

@@ -5,8 +5,8 @@
 //! at this port, and count the ring. So one look at the counters, one a process, finds every lane
 //! that has something; lanes that are idle cost nothing, however many they are.
 //!
-//! An armed lane is told to be watched, or armed anew, only after its ring was seen (`lane` says
-//! why). What the doorbells say is a hint: a forged bit has a lane looked at in vain, a withheld
+//! An armed lane is told to be watched, or armed anew, only after its ring was seen (`wait::attend`
+//! says why). What the doorbells say is a hint: a forged bit has a lane looked at in vain, a withheld
 //! one delays nothing but the lane of the peer that withholds it.
 
 use std::collections::VecDeque;
@@ -17,7 +17,8 @@ use super::port::{DoorAt, HubPort, Lane};
 use crate::lane::Message;
 use crate::memory::layout::{DOORBELL_LANES, Doorbell, SegmentRef};
 use crate::memory::shared::Shared;
-use crate::sync::{Ordering, heavy_barrier, load_acquire, load_acquire_u32};
+use crate::sync::{Ordering, heavy_barrier};
+use crate::wait::attend::Seen;
 use crate::wait::{Patience, Step, Wait};
 
 /// How many lanes are looked at directly.
@@ -41,8 +42,7 @@ struct Door {
     bell: Shared<Doorbell>,
     /// The link it belongs to, and its place there.
     key: (u64, SegmentRef),
-    rings: u32,
-    seen: Box<[u64; DOORBELL_LANES / 64]>,
+    seen: Seen,
     lanes: Box<[u32; DOORBELL_LANES]>,
     count: usize,
 }
@@ -224,28 +224,17 @@ impl Hub {
 
     #[inline]
     fn look_at_doors(&mut self) {
-        for door in &mut self.doors {
-            // SYNC(door): Acquire; pairs with Release in `Outbox::ring`.
-            let rings = load_acquire_u32(&door.bell.rings);
-            if rings == door.rings {
-                continue;
-            }
-            door.rings = rings;
-            for word in 0..DOORBELL_LANES / 64 {
-                // SYNC(door): Acquire; pairs with Release in `Outbox::ring`.
-                let now = load_acquire(&door.bell.ready[word]);
-                let mut rung = now ^ door.seen[word];
-                door.seen[word] = now;
-                while rung != 0 {
-                    let bit = word * 64 + rung.trailing_zeros() as usize;
-                    rung &= rung - 1;
-                    let number = door.lanes[bit] as usize;
-                    if let Some(lane) = self.lanes.get_mut(number).and_then(Option::as_mut) {
-                        lane.rung = true;
-                        lane.queue(&mut self.ready);
-                    }
+        for Door {
+            bell, seen, lanes, ..
+        } in &mut self.doors
+        {
+            seen.look(bell, |bit| {
+                let number = lanes[bit] as usize;
+                if let Some(lane) = self.lanes.get_mut(number).and_then(Option::as_mut) {
+                    lane.rung = true;
+                    lane.queue(&mut self.ready);
                 }
-            }
+            });
         }
     }
 
@@ -314,7 +303,7 @@ impl Hub {
             (lane.watched, lane.rung) = (false, false);
             inbox.flush();
             inbox.arm();
-            // SYNC(attend): pairs with the light barrier in `Outbox::signal`.
+            // SYNC(attend): pairs with the light barrier in `Rung::is_asked`.
             heavy_barrier(inbox.is_asymmetric());
             if inbox.is_ready() {
                 lane.queue(&mut self.ready);
@@ -345,12 +334,9 @@ impl Hub {
             let number = lane.number;
             if let Some(at) = &lane.door {
                 let door = self.door(at);
-                let (word, mask) = (usize::from(at.bit) / 64, 1 << (at.bit % 64));
-                door.seen[word] = door.seen[word] & !mask | if at.stands { mask } else { 0 };
+                door.seen.join(&door.bell, at.bit, at.stands);
                 door.lanes[usize::from(at.bit)] = number as u32;
                 door.count += 1;
-                // Whatever it rang before this is looked at now.
-                door.rings = load_acquire_u32(&door.bell.rings).wrapping_sub(1);
             }
             if self.lanes.len() <= number {
                 self.lanes.resize_with(number + 1, || None);
@@ -366,8 +352,7 @@ impl Hub {
             self.doors.push(Door {
                 bell: at.bell.clone(),
                 key: at.key,
-                rings: 0,
-                seen: Box::new([0; DOORBELL_LANES / 64]),
+                seen: Seen::new(),
                 lanes: Box::new([NOBODY; DOORBELL_LANES]),
                 count: 0,
             });
@@ -398,6 +383,14 @@ impl Hub {
 
     #[cold]
     fn sleep(&mut self, timeout: Option<Duration>) {
+        let sleeper = self.port.sleeper.clone();
+        // SYNC(attend): its barrier pairs with the light barrier in `Rung::is_asked`, and the fence
+        // in `Rung::ring`.
+        sleeper.sleep(timeout, self, Hub::arm_watched, Hub::has_news);
+    }
+
+    /// Arms the lanes that are watched. True where one of their senders uses the light barrier.
+    fn arm_watched(&mut self) -> bool {
         let mut asymmetric = false;
         for number in std::mem::take(&mut self.watched) {
             if let Some(lane) = &mut self.lanes[number] {
@@ -407,9 +400,11 @@ impl Hub {
                 lane.queue(&mut self.ready);
             }
         }
-        let odd = self.port.sleeper.prepare();
-        // SYNC(attend): pairs with the light barrier in `Outbox::signal`, and the fence in `ring`.
-        heavy_barrier(asymmetric);
+        asymmetric
+    }
+
+    /// The last look before sleeping.
+    fn has_news(&mut self) -> bool {
         // The lanes just armed are looked at once more; none of them needs another barrier, as
         // none is armed anew before its ring was seen.
         let lanes = &mut self.lanes;
@@ -419,14 +414,8 @@ impl Hub {
                 lane.queued
             })
         });
-        let rung = self
-            .doors
-            .iter()
-            .any(|d| load_acquire_u32(&d.bell.rings) != d.rings);
-        if self.ready.is_empty() && !rung && !self.port.sleeper.is_poked() {
-            self.port.sleeper.sleep(odd, timeout);
-        }
-        self.port.sleeper.awake(odd);
+        let rung = self.doors.iter().any(|d| d.seen.is_rung(&d.bell));
+        !self.ready.is_empty() || rung || self.port.sleeper.is_poked()
     }
 }
 

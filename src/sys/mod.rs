@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod fork;
+#[cfg_attr(loom, path = "futex_model.rs")]
 pub(crate) mod futex;
 pub(crate) mod lock;
 pub(crate) mod membarrier;

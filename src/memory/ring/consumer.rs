@@ -337,7 +337,7 @@ impl HandBack {
         // SYNC(hand-back): Release; pairs with Acquire in `Producer::collect`.
         self.block.handed_back[word].fetch_xor(bits, Ordering::Release);
         // SYNC(starving): either the sender's look at the bits, after its fence, sees these, or
-        // we see that it starves; pairs with the fence in `Outbox::wait_for_room`.
+        // we see that it starves; pairs with the barrier in `Sleeper::sleep`.
         fence(Ordering::SeqCst);
         let starving = load_acquire(&self.sender.starving);
         // Relaxed: only whether this wait was answered already; an answer too many is harmless.

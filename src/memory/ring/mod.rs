@@ -127,3 +127,6 @@ impl Cells {
 
 #[cfg(all(test, not(loom)))]
 mod tests;
+
+#[cfg(all(test, loom))]
+pub(crate) mod models;

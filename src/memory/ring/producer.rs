@@ -400,6 +400,16 @@ impl Producer {
         spot.header().store(word, Ordering::Release);
     }
 
+    /// Has all other cells look busy for good, so that these few are used again soon.
+    #[cfg(all(test, loom))]
+    pub(crate) fn narrow(&mut self, cells: &[usize]) {
+        let count = self.cells.count;
+        take(&mut self.busy, 0, count);
+        for &cell in cells.iter().filter(|cell| **cell != self.next) {
+            free(&mut self.busy, cell, 1);
+        }
+    }
+
     #[cfg(test)]
     pub(crate) fn start_at(&mut self, sequence: u64) {
         self.sequence = sequence;

@@ -16,22 +16,13 @@ impl Post for Silent {
     fn ring(&self, _: u32) {}
 }
 
-fn zeroed<T>() -> T {
-    // The shared structures are made by laying them over zeroed memory, nowhere else.
-    #[allow(unsafe_code)]
-    // SAFETY: they consist of integers.
-    unsafe {
-        std::mem::zeroed()
-    }
-}
-
 fn cells(count: usize) -> Shared<[Cell]> {
-    Shared::heap_slice((0..count).map(|_| zeroed()).collect())
+    Shared::heap_slice((0..count).map(|_| Cell::new()).collect())
 }
 
 fn back(receiver: &Shared<ReceiverBlock>) -> HandBack {
-    let bell = Shared::<Bell>::heap(zeroed());
-    let sender = Shared::<SenderBlock>::heap(zeroed());
+    let bell = Shared::heap(Bell::new());
+    let sender = Shared::heap(SenderBlock::new());
     let origin = Origin::here().unwrap();
     HandBack::new(
         receiver.clone(),
@@ -43,7 +34,7 @@ fn back(receiver: &Shared<ReceiverBlock>) -> HandBack {
 }
 
 fn pair(count: usize) -> (Producer, Consumer, Shared<ReceiverBlock>, Shared<[Cell]>) {
-    let (cells, receiver) = (cells(count), Shared::<ReceiverBlock>::heap(zeroed()));
+    let (cells, receiver) = (cells(count), Shared::heap(ReceiverBlock::new()));
     let producer = Producer::new(cells.clone(), receiver.clone());
     let consumer = Consumer::new(cells.clone(), HEADER, Arc::new(back(&receiver)));
     (producer, consumer, receiver, cells)
