@@ -226,13 +226,16 @@ fn measure_all(bench: &str, options: &Options, cases: &[Case]) -> Result<()> {
     let apart = options.cores.parent != options.cores.child;
     let chosen: Vec<&Case> = cases
         .iter()
-        .filter(|case| format!("{}/{}", case.name, case.mode.name()).contains(&options.case))
+        .filter(|case| {
+            let name = format!("{}/{}", case.name, case.mode.name());
+            options.case.iter().any(|part| name.contains(part))
+        })
         .filter(|case| apart || case.mode == Mode::Park)
         .collect();
     ensure!(
         !chosen.is_empty(),
         "no case is called like {}",
-        options.case
+        options.case.join(" or ")
     );
     pin(options.cores.parent)?;
     let clock = Clock::calibrate();

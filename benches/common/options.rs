@@ -63,9 +63,9 @@ pub struct Options {
     /// Rounds, interleaved over the cases; the median is told.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: u32,
-    /// Only cases with this in `name/mode`, such as `small` or `/park`.
-    #[arg(long, default_value = "")]
-    pub case: String,
+    /// Only cases with one of these in `name/mode`, such as `small,raw-line` or `/park`.
+    #[arg(long, value_delimiter = ',', default_value = "")]
+    pub case: Vec<String>,
     /// A twentieth of the iterations, and two rounds: to see whether it works.
     #[arg(long)]
     pub quick: bool,

@@ -21,8 +21,12 @@ pub(crate) use outbox::Outbox;
 pub(crate) use view::Held;
 pub use view::{Kept, View};
 
-/// The cells that a lane starts with: 4 KiB, which stay in the nearest cache.
-pub(crate) const FIRST_CELLS: usize = 64;
+/// The cells that each lane of a call starts with: 4 KiB, which stay in the nearest cache.
+pub(crate) const CALL_CELLS: usize = 64;
+
+/// The cells that a one-way lane starts with: 32 KiB. A stream is half as fast again as with 64,
+/// where its two ends wait for each other after every 32 messages.
+pub(crate) const STREAM_CELLS: usize = 512;
 
 /// The longest message that is archived into the ring, in bytes; others go through the slab.
 pub(crate) const MOST_INLINE: usize = 8 * 1024;

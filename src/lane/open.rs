@@ -6,12 +6,11 @@
 use std::sync::Arc;
 
 use super::outbox::OutboxParts;
-use super::{FIRST_CELLS, Inbox, Outbox};
+use super::{CALL_CELLS, Inbox, Outbox, STREAM_CELLS};
 use crate::error::{Fault, MemoryError};
 use crate::link::node::Node;
 use crate::link::wire::{End, SendingEnd};
 use crate::link::{DoorBit, Estate, LaneId, Line, Link};
-use crate::memory::arena::Block;
 use crate::memory::layout::{Bell, CELL, Cell, Doorbell, ReceiverBlock, SegmentRef, SenderBlock};
 use crate::memory::ring::HandBack;
 use crate::memory::shared::{Place, Shared};
@@ -19,7 +18,12 @@ use crate::message::ShmMessage;
 use crate::sync::Ordering;
 use crate::wait::{Ringer, Sleeper};
 
-const SENDING: usize = size_of::<SenderBlock>() + FIRST_CELLS * CELL;
+/// How many cells a lane starts with, and how large its sending end is. Both sides know which kind
+/// of lane they open, so that nothing needs to be said, nor believed, about it.
+fn sending_size(one_way: bool) -> (usize, usize) {
+    let cells = if one_way { STREAM_CELLS } else { CALL_CELLS };
+    (cells, size_of::<SenderBlock>() + cells * CELL)
+}
 
 /// Our side of a lane pair, before the other is known.
 pub(crate) struct Near {
@@ -61,11 +65,13 @@ pub(crate) fn offer_end(
         sleeper: sleeper.clone(),
     };
     if sends {
-        let block = Arc::new(node.arena().allocate(SENDING as u64)?);
-        let at = block.reference(0, SENDING);
+        let (cells, size) = sending_size(!receives);
+        let block = Arc::new(node.arena().allocate(size as u64)?);
+        let at = block.reference(0, size);
         end.sends = Some(SendingEnd { cells: at.into() });
         estate.push(block.clone());
-        near.sends = Some(lay_sending(block));
+        let row = Shared::own_slice(block.clone(), size_of::<SenderBlock>(), cells);
+        near.sends = Some((Shared::own(block), row));
     }
     if receives {
         let block = Arc::new(node.arena().allocate(size_of::<ReceiverBlock>() as u64)?);
@@ -90,11 +96,6 @@ pub(crate) fn offer_end(
         let _ = link.announce(block.segment());
     }
     Ok(Offered { near, estate, end })
-}
-
-fn lay_sending(block: Arc<Block>) -> (Shared<SenderBlock>, Shared<[Cell]>) {
-    let cells = Shared::own_slice(block.clone(), size_of::<SenderBlock>(), FIRST_CELLS);
-    (Shared::own(block), cells)
 }
 
 /// Joins our side with the peer's, whose every reference is checked first.
@@ -122,7 +123,8 @@ pub(crate) fn complete<S: ShmMessage, R: ShmMessage>(
     };
     let inbox = match (near.receives, their.sends) {
         (Some(block), Some(sending)) => {
-            let (sender, cells) = lay_their_sending(link, sending.cells.into())?;
+            let one_way = near.sends.is_none();
+            let (sender, cells) = lay_their_sending(link, sending.cells.into(), one_way)?;
             let end = Box::new(ReceivingEnd(link.clone(), id));
             let back = HandBack::new(block, sender, ringer()?, node.origin(), end);
             Some(Inbox::new::<R>(cells, back, (link.clone(), line.clone())))
@@ -177,8 +179,10 @@ pub(crate) fn lay_door(link: &Link, at: SegmentRef) -> Result<Shared<Doorbell>, 
 fn lay_their_sending(
     link: &Link,
     at: SegmentRef,
+    one_way: bool,
 ) -> Result<(Shared<SenderBlock>, Shared<[Cell]>), Fault> {
-    if at.len != SENDING as u64 {
+    let (count, size) = sending_size(one_way);
+    if at.len != size as u64 {
         return Err(Fault::Control {
             what: "a lane of another size",
         });
@@ -195,7 +199,7 @@ fn lay_their_sending(
     };
     let sender = lay(link, block)?;
     let (segment, place) = link.resolve(cells, CELL as u64)?;
-    // SAFETY: 1. the range was resolved for `FIRST_CELLS` cells on their alignment.
-    let cells = unsafe { Shared::<[Cell]>::peer_slice(segment, place, FIRST_CELLS) };
+    // SAFETY: 1. the range was resolved for so many cells on their alignment.
+    let cells = unsafe { Shared::<[Cell]>::peer_slice(segment, place, count) };
     Ok((sender, cells))
 }

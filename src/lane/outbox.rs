@@ -3,10 +3,11 @@
 //! Unsafe code is needed to archive into shared memory.
 #![allow(unsafe_code)]
 
+mod room;
+
 use std::mem::ManuallyDrop;
-use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytemuck::{Pod, bytes_of};
 
@@ -24,12 +25,9 @@ use crate::memory::ring::{NoRoom, Producer, Space};
 use crate::memory::shared::Shared;
 use crate::message::{EncodeError, Loans, ShmMessage, SlotWriter, Wanted, encode, layout_of};
 use crate::sys::fork::Origin;
-use crate::sys::poll;
 use crate::wait::attend::Rung;
-use crate::wait::{Patience, Ringer, Sleeper, Step, Wait};
+use crate::wait::{Ringer, Sleeper, Wait};
 
-/// How many pauses lie between two looks for room.
-const AWAY: usize = 8;
 const REFERENCE: usize = size_of::<SegmentRef>();
 
 /// What an outbox is made of.
@@ -524,62 +522,6 @@ impl Outbox {
         let parts = &self.parts;
         let door = parts.door.as_ref().map(|door| (&*door.bell, door.bit));
         self.rung.ring(&parts.receiver, door, &parts.ringer);
-    }
-
-    /// Waits until the receiver hands something back.
-    #[cold]
-    fn wait_for_room(&mut self, wait: Wait, deadline: Option<Instant>) -> Result<(), SendError> {
-        if self.is_stuck {
-            return self.wait_for_socket(deadline);
-        }
-        let mut patience = Patience::new(wait, deadline);
-        loop {
-            if self.collect()? {
-                return Ok(());
-            }
-            if self.parts.line.is_closed() {
-                return Err(self.closed());
-            }
-            match patience.step() {
-                Step::Again => {
-                    // Each look takes the line from the receiver that is about to write it.
-                    for _ in 0..AWAY {
-                        std::hint::spin_loop();
-                    }
-                }
-                Step::TimeUp => return Err(SendError::Full),
-                Step::Sleep(timeout) => {
-                    let (block, sleeper) = (self.parts.block.clone(), self.parts.sleeper.clone());
-                    let mut found = Ok(false);
-                    sleeper.sleep_for_room(&block, timeout, self, |outbox| {
-                        found = outbox.collect();
-                        !matches!(found, Ok(false)) || outbox.parts.line.is_closed()
-                    });
-                    if found? {
-                        return Ok(());
-                    }
-                }
-            }
-        }
-    }
-
-    /// Waits until the peer has read enough of its socket.
-    fn wait_for_socket(&mut self, deadline: Option<Instant>) -> Result<(), SendError> {
-        /// After so long, the end of the link is looked for, too.
-        const SLICE: Duration = Duration::from_millis(100);
-        let link = &self.parts.link;
-        while !link.flush() {
-            let left = deadline.map_or(SLICE, |d| d.saturating_duration_since(Instant::now()));
-            if left.is_zero() {
-                return Err(SendError::Full);
-            }
-            poll::writable(link.socket().as_fd(), left.min(SLICE));
-            if self.parts.line.is_closed() {
-                return Err(self.closed());
-            }
-        }
-        self.is_stuck = false;
-        Ok(())
     }
 
     /// Memory of our own to fill in place, with room for its message around it.

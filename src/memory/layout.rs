@@ -129,6 +129,7 @@ mod heap {
         }
     }
 
+    #[cfg(loom)]
     impl Doorbell {
         /// As zeroed memory.
         pub(crate) fn new() -> Doorbell {

@@ -33,7 +33,7 @@ impl Attend {
         // SYNC(attend): Release; pairs with the fence in `Rung::ring` behind the load, so that who
         // finds the number finds the bell as it was made before (`wait`). The caller's barrier
         // orders this before the caller's look.
-        word.store(self.number, Ordering::Relaxed);
+        word.store(self.number, Ordering::Release);
     }
 
     /// Says that this side looks by itself.

@@ -130,6 +130,12 @@ pub(crate) fn send(
     (count, tag): (usize, u16),
     behind: u64,
 ) -> Result<(), NoRoom> {
+    let len = (count * CELL - HEADER) as u16;
+    if let Some(space) = ring.one().filter(|_| count == 1) {
+        write(cells, &space, (count, tag), behind);
+        ring.publish_one(&space, (len, tag));
+        return Ok(());
+    }
     let here = ring.here(count);
     let space = if here.bytes() >= count * CELL {
         here
@@ -137,7 +143,6 @@ pub(crate) fn send(
         ring.elsewhere(count)?
     };
     write(cells, &space, (count, tag), behind);
-    let len = (count * CELL - HEADER) as u16;
     ring.publish(&space, (Kind::Inline, len, tag), count, None)
 }
 
