@@ -56,6 +56,18 @@ pub(crate) fn prefetch_to_write<T>(place: *const T) {
     let _ = place;
 }
 
+/// Has a cache line fetched that will be read soon.
+#[inline(always)]
+pub(crate) fn prefetch_to_read<T>(place: *const T) {
+    #[cfg(all(target_arch = "x86_64", not(loom)))]
+    // SAFETY: a hint, which accesses nothing and faults for no address.
+    unsafe {
+        std::arch::asm!("prefetcht0 [{}]", in(reg) place, options(nostack, preserves_flags));
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(loom))))]
+    let _ = place;
+}
+
 /// The cheap half of a store-load barrier whose dear half is [`heavy_barrier`].
 ///
 /// A thread that does *store; `light_barrier(true)`; load* and one that does *store;

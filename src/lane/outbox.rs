@@ -59,8 +59,9 @@ pub(crate) struct Outbox {
     is_stuck: bool,
     /// Whether the last message went through the slab: then the next one likely does.
     was_large: bool,
-    /// Whether the last message took more than one cell: then it is not worth staging the next.
-    was_long: bool,
+    /// How many cells the last message took. Where it was more than one, the next is not worth
+    /// staging, and likely needs as many.
+    last: usize,
     most: usize,
     /// How many bytes of the slab this lane may have out at once.
     budget: usize,
@@ -108,7 +109,7 @@ impl Outbox {
             known: Vec::new(),
             is_stuck: false,
             was_large: false,
-            was_long: false,
+            last: 1,
             most: parts.node.config().max_message,
             budget: parts.node.config().memory_limit / 8,
             start: layout_of::<S>().align,
@@ -172,7 +173,7 @@ impl Outbox {
         if self.was_large && self.send_large_again(value, tag)?.is_some() {
             return Ok(());
         }
-        if !self.was_long {
+        if self.last == 1 {
             let mut stage = Stage::default();
             let len = stage.encode(value, start)?;
             if start + len <= CELL {
@@ -185,7 +186,10 @@ impl Outbox {
                 return self.publish_staged(&stage, start, len, tag);
             }
         }
-        let space = self.ring.here(MOST_INLINE / CELL);
+        let mut space = self.ring.here(MOST_INLINE / CELL);
+        if space.bytes() < self.last * CELL {
+            space = self.space_for_another()?;
+        }
         let capacity = space.bytes().saturating_sub(start);
         let mut loans = Loans::None;
         let needed = encode_at(value, &space, start, &mut loans)?;
@@ -193,6 +197,18 @@ impl Outbox {
             return self.publish_inline(&space, start, needed, tag);
         }
         self.send_elsewhere(value, start, needed, loans.into_wanted(), tag)
+    }
+
+    /// Cells for a message as long as the last one, where the row from the reserved cell on is too
+    /// short: found before it is archived in vain.
+    #[cold]
+    fn space_for_another(&mut self) -> Result<Space, Stop> {
+        self.collect()?;
+        let here = self.ring.here(MOST_INLINE / CELL);
+        if here.bytes() >= self.last * CELL {
+            return Ok(here);
+        }
+        Ok(self.ring.elsewhere(self.last).unwrap_or(here))
     }
 
     /// Publishes a message of one cell, in the less common case.
@@ -219,7 +235,7 @@ impl Outbox {
     ) -> Result<(), Stop> {
         let record = (Kind::Inline, len as u16, tag);
         let cells = cells_for(start, len);
-        self.was_long = cells > 1;
+        self.last = cells;
         match self.ring.publish(space, record, cells, None) {
             Ok(()) => self.signal(),
             Err(NoRoom) => self.publish_late(space, record, cells)?,

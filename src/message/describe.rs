@@ -15,7 +15,11 @@ use rkyv::time::ArchivedDuration;
 use rkyv::tuple;
 use rkyv::vec::ArchivedVec;
 
+use crate::memory::layout::CELL;
 use crate::schema::{Description, FieldDescription, Form, Primitive, Shape, VariantDescription};
+
+/// The largest alignment, in bytes, of anything in a message: that of the memory it lies in.
+pub const MAX_ALIGN: usize = CELL;
 
 /// An archived type whose layout is known as data.
 ///
@@ -43,8 +47,26 @@ use crate::schema::{Description, FieldDescription, Form, Primitive, Shape, Varia
 pub trait Describe: Sized + 'static {
     /// What the bytes of the type mean.
     const SHAPE: Shape;
-    /// The shape with the size and the alignment of the type.
-    const DESCRIPTION: Description = Description::of::<Self>(Self::SHAPE);
+    /// The shape with the size and the alignment of the type, which is at most [`MAX_ALIGN`].
+    ///
+    /// ```compile_fail,E0080
+    /// # use shmbus::message::Describe;
+    /// # use shmbus::schema::{Description, Shape};
+    /// #[repr(C, align(128))]
+    /// struct ArchivedPage([u8; 4096]);
+    ///
+    /// impl Describe for ArchivedPage {
+    ///     const SHAPE: Shape = Shape::Opaque { name: "Page" };
+    /// }
+    /// const PAGE: Description = ArchivedPage::DESCRIPTION;
+    /// ```
+    const DESCRIPTION: Description = {
+        assert!(
+            align_of::<Self>() <= MAX_ALIGN,
+            "messages lie on cache lines: nothing in them can be aligned to more than 64 bytes"
+        );
+        Description::of::<Self>(Self::SHAPE)
+    };
 }
 
 /// Returns the description of `T`: what stands for `T` in the description of another type.

@@ -31,7 +31,7 @@ pub use codec::{CodecError, EncodeError, InvalidMessage, MAX_DEPTH};
     reason = "the floors above send and receive with these"
 )]
 pub(crate) use codec::{check, check_at, encode, to_owned};
-pub use describe::Describe;
+pub use describe::{Describe, MAX_ALIGN};
 use layout::Layouts;
 #[allow(
     unused_imports,

@@ -32,7 +32,8 @@ impl Attend {
         self.number = (self.number | 1) + if self.number % 2 == 1 { 2 } else { 0 };
         // SYNC(attend): Release; pairs with the fence in `Rung::ring` behind the load, so that who
         // finds the number finds the bell as it was made before (`wait`). The caller's barrier
-        // orders this before the caller's look.
+        // orders this before the caller's look. (No model tells this Release: loom takes a fence
+        // behind a Relaxed load for one that pairs with any store.)
         word.store(self.number, Ordering::Release);
     }
 

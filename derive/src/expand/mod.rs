@@ -169,10 +169,15 @@ fn serialize(input: &Input, names: &Names) -> TokenStream {
         .predicates
         .extend(bounds::serialize(input, names));
     let (impl_generics, _, where_clause) = generics.split_for_impl();
+    let body = serialize_fields(input, names).unwrap_or_else(|| {
+        quote! {
+            <#mirror_ty as #rkyv::with::SerializeWith<#this, __S>>::serialize_with(self, serializer)
+        }
+    });
     quote! {
         #[automatically_derived]
         impl #impl_generics #rkyv::Serialize<__S> for #this #where_clause {
-            #[inline]
+            #[inline(always)]
             fn serialize(
                 &self,
                 serializer: &mut __S,
@@ -180,13 +185,29 @@ fn serialize(input: &Input, names: &Names) -> TokenStream {
                 Self::Resolver,
                 <__S as #rkyv::rancor::Fallible>::Error,
             > {
-                <#mirror_ty as #rkyv::with::SerializeWith<#this, __S>>::serialize_with(
-                    self,
-                    serializer,
-                )
+                #body
             }
         }
     }
+}
+
+/// Writes what the mirror would do for a plain struct, where the caller can inline it: resolvers of a
+/// vector's elements then stay in registers until they are kept.
+fn serialize_fields(input: &Input, names: &Names) -> Option<TokenStream> {
+    let Body::Struct(fields) = &input.data else {
+        return None;
+    };
+    let Names { rkyv, resolver, .. } = names;
+    let plain = |field: &Field| field.rkyv.with.is_none() && !field.rkyv.niche;
+    if !fields.list.iter().all(plain) {
+        return None;
+    }
+    let list = fields.list.iter().map(|Field { member, ty, .. }| {
+        quote! {
+            #member: <#ty as #rkyv::Serialize<__S>>::serialize(&self.#member, serializer)?
+        }
+    });
+    Some(quote!(::core::result::Result::Ok(#resolver { #(#list,)* })))
 }
 
 fn deserialize(input: &Input, names: &Names) -> TokenStream {

@@ -11,7 +11,7 @@ use super::super::layout::{
 use super::super::shared::Shared;
 use super::{Cells, Spot};
 use crate::error::Fault;
-use crate::sync::{AtomicU64, Ordering, fence, load_acquire};
+use crate::sync::{AtomicU64, Ordering, fence, load_acquire, prefetch_to_read};
 use crate::sys::fork::Origin;
 use crate::wait::Ringer;
 
@@ -89,6 +89,9 @@ impl Consumer {
         let record = self.record(spot, Kind::Inline, word, self.start)?;
         if next >= self.cells.count {
             return None;
+        }
+        if record.cells > 1 {
+            fetch(&spot, record.cells);
         }
         self.sequence = self.sequence.wrapping_add(1);
         // Were `at` taken from the header, the look at the next line could only start when this one
@@ -258,6 +261,15 @@ impl Consumer {
     #[cfg(test)]
     pub(crate) fn start_at(&mut self, sequence: u64) {
         self.sequence = sequence;
+    }
+}
+
+/// Has the lines of a record fetched that was found, all at once: it is about to be read, and whoever
+/// follows pointers through it would wait for one line after the other.
+#[inline]
+fn fetch(spot: &Spot<'_>, cells: u16) {
+    for cell in spot.row.iter().take(cells.into()).skip(1) {
+        prefetch_to_read(cell);
     }
 }
 

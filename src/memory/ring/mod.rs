@@ -14,8 +14,8 @@
 //! |---|---|---|---|---|---|
 //! | `Cell::header` | sender | receiver | Release / Acquire | payload and cells of the record | published records stand, a half-written one was never published |
 //! | `ReceiverBlock::handed_back` | threads of the receiver | sender | Release / Acquire | the receiver reads the record no more | the sender takes all back, from its private book |
-//! | `SenderBlock::starving` | sender | receiver | Relaxed, fences | (with a bell) the sender waits for room | nobody waits any more |
-//! | `ReceiverBlock::attend` | receiver | sender | Relaxed, fences | (with a bell) the receiver wants to be rung | nobody is to be rung |
+//! | `SenderBlock::starving` | sender | receiver | Release / Acquire, fences | (with a bell) the sender waits for room | nobody waits any more |
+//! | `ReceiverBlock::attend` | receiver | sender | Release / Relaxed, fences | (with a bell) the receiver wants to be rung | nobody is to be rung |
 //!
 //! # Why no cell is read while it is written
 //!
