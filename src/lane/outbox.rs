@@ -317,6 +317,10 @@ impl Outbox {
         wanted: Option<Wanted>,
         tag: u16,
     ) -> Result<(), Stop> {
+        let out = wanted.as_ref().map_or(needed, |w| w.loan.block().len());
+        if self.is_over_budget(out) {
+            return Err(Stop::Wait);
+        }
         if let Some(wanted) = wanted.filter(|w| w.loan.claim()) {
             let sent = self.send_around(value, &wanted, tag);
             if !matches!(sent, Ok(true)) {
@@ -326,9 +330,6 @@ impl Outbox {
                 return Ok(());
             }
             // No room around the loan: then its elements are copied like any others.
-        }
-        if self.is_over_budget(needed) {
-            return Err(Stop::Wait);
         }
         let block = match self.ring.take_returned(needed) {
             Some(block) => block,

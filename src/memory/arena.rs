@@ -5,8 +5,10 @@
 //! frees the memory of the dead one when the last reader unmaps it.
 //!
 //! Ranges are cut best fit in granules of one cache line, and joined again when they return. A
-//! segment whose last range returned is retired, beyond a few spares: the only way to give
-//! memory back that is sealed against hole punching. Its number is never used again.
+//! segment whose last range returned is retired, where more than an eighth of the limit is spare: the
+//! only way to give memory back that is sealed against hole punching. Its number is never used again.
+//! An eighth is what one lane may have out, so that a stream of large messages goes on in memory that
+//! both sides have mapped, and does not make, announce and retire a segment for each.
 //!
 //! The lock is not on the hot path: lanes keep the blocks that they used last.
 
@@ -22,11 +24,9 @@ pub(crate) const GRANULE: u64 = 64;
 
 /// The first segment holds lanes and bells, and little else: it starts small.
 const FIRST: u64 = 64 * 1024;
-/// Later segments are at least this large.
+/// Later segments are half as large as all before together, between these, or as large as needed.
 const LATER: u64 = 1024 * 1024;
-
-/// How many segments without a block in them stay.
-const MOST_SPARE: usize = 8;
+const MOST_LATER: u64 = 8 * LATER;
 
 /// How much memory an arena may take.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +49,10 @@ pub(crate) struct Arena {
 struct Book {
     segments: BTreeMap<u64, Ranges>,
     next_id: u64,
+    /// The bytes of all segments.
     total: u64,
+    /// The most of them that may lie idle.
+    most_spare: u64,
 }
 
 /// One segment and its free ranges, by offset.
@@ -70,9 +73,13 @@ pub(crate) struct Block {
 impl Arena {
     /// An arena without memory; the first block makes the first segment.
     pub(crate) fn new(limits: Limits, on_retire: OnRetire) -> Arc<Arena> {
+        let book = Book {
+            most_spare: limits.memory / 8 + MOST_LATER,
+            ..Book::default()
+        };
         Arc::new(Arena {
             limits,
-            book: Mutex::default(),
+            book: Mutex::new(book),
             on_retire,
         })
     }
@@ -147,10 +154,13 @@ impl Book {
         let least = if self.segments.is_empty() {
             FIRST
         } else {
-            LATER
+            (self.total / 2).clamp(LATER, MOST_LATER)
         };
-        let size = len.max(least).next_multiple_of(PAGE);
-        if self.total.saturating_add(size) > limit {
+        let left = limit.saturating_sub(self.total);
+        let size = len
+            .max(least.min(left / PAGE * PAGE))
+            .next_multiple_of(PAGE);
+        if size > left {
             return Err(MemoryError::Limit {
                 bytes: len,
                 used: self.total,
@@ -186,13 +196,13 @@ impl Book {
             len += l;
         }
         ranges.free.insert(offset, len);
-        // Segment 0 holds what lives as long as the bus. Some spares of ordinary size stay, so that
-        // a stream of large messages does not make and retire a segment for each.
-        let spare = |r: &Ranges| r.segment.id() != 0 && r.used == 0;
-        let goes = spare(ranges)
-            && (ranges.segment.len() > 2 * LATER
-                || self.segments.values().filter(|r| spare(r)).count() > MOST_SPARE);
-        if !goes {
+        // Segment 0 holds what lives as long as the bus.
+        let spare = |r: &&Ranges| r.segment.id() != 0 && r.used == 0;
+        if !spare(&&*ranges) {
+            return None;
+        }
+        let spares = self.segments.values().filter(spare);
+        if spares.map(|r| r.segment.len()).sum::<u64>() <= self.most_spare {
             return None;
         }
         let gone = self.segments.remove(&id)?;
@@ -288,7 +298,7 @@ mod tests {
         let (total, in_use) = arena.usage();
         assert_eq!(in_use, 0);
         assert!(
-            total <= FIRST + (MOST_SPARE as u64 + 1) * LATER,
+            total <= FIRST + (64 << 20) / 8 + MOST_LATER,
             "{total} bytes stayed"
         );
     }
@@ -297,8 +307,8 @@ mod tests {
     fn a_large_segment_is_retired_with_its_last_block() {
         let (arena, retired) = arena(64 << 20);
         let first = arena.allocate(64).unwrap();
-        let large = arena.allocate(16 << 20).unwrap();
-        assert!(arena.usage().0 >= 16 << 20);
+        let large = arena.allocate(24 << 20).unwrap();
+        assert!(arena.usage().0 >= 24 << 20);
         drop(large);
         assert_eq!(retired.load(Ordering::Relaxed), 1);
         assert_eq!(arena.usage().0, FIRST);

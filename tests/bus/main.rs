@@ -10,6 +10,7 @@ mod lifetimes;
 mod one_writer;
 mod places;
 mod race;
+mod streams;
 mod support;
 
 /// What another process of a test does: nothing, unless it was started as one.
