@@ -59,6 +59,8 @@ pub(crate) struct Outbox {
     is_stuck: bool,
     /// Whether the last message went through the slab: then the next one likely does.
     was_large: bool,
+    /// Whether the last message was archived around a loan: then the next one likely holds one, too.
+    was_around: bool,
     /// How many cells the last message took. Where it was more than one, the next is not worth
     /// staging, and likely needs as many.
     last: usize,
@@ -109,6 +111,7 @@ impl Outbox {
             known: Vec::new(),
             is_stuck: false,
             was_large: false,
+            was_around: false,
             last: 1,
             most: parts.node.config().max_message,
             budget: parts.node.config().memory_limit / 8,
@@ -171,6 +174,9 @@ impl Outbox {
         }
         let start = self.start;
         if self.was_large && self.send_large_again(value, tag)?.is_some() {
+            return Ok(());
+        }
+        if self.was_around && self.send_around_again(value, tag)?.is_some() {
             return Ok(());
         }
         if self.last == 1 {
@@ -327,6 +333,7 @@ impl Outbox {
                 wanted.loan.unclaim();
             }
             if sent? {
+                self.was_around = true;
                 return Ok(());
             }
             // No room around the loan: then its elements are copied like any others.
@@ -390,6 +397,27 @@ impl Outbox {
         let reference = block.reference(offset, len);
         self.publish_block(block.clone(), reference, tag)?;
         Ok(true)
+    }
+
+    /// A message that follows one with a loan: if it has one, nothing else is tried before.
+    #[cold]
+    fn send_around_again<T: ShmMessage>(
+        &mut self,
+        value: &T,
+        tag: u16,
+    ) -> Result<Option<()>, Stop> {
+        self.was_around = false;
+        let mut loans = Loans::None;
+        // SAFETY: 1. `loans` is a local that nobody else uses.
+        let writer = unsafe { SlotWriter::counting().with_loans(&mut loans) };
+        let needed = encode(value, writer)?;
+        let Some(wanted) = loans.into_wanted() else {
+            return Ok(None);
+        };
+        self.was_around = true;
+        self.check_size(needed)?;
+        self.collect()?;
+        self.send_large(value, needed, Some(wanted), tag).map(Some)
     }
 
     /// A message that follows a large one: likely a block that came back fits, and no size has to
