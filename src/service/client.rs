@@ -85,7 +85,7 @@ impl<R: ShmRequest> Client<R> {
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let bus = Bus::open("doc-set-wait")?;
     /// # let mut server = bus.server::<Double>()?;
-    /// # std::thread::spawn(move || {
+    /// # let serving = std::thread::spawn(move || {
     /// #     while let Ok(Some(call)) = server.next() {
     /// #         let number = call.number.to_native() * 2;
     /// #         let _ = call.reply(&Doubled { number });
@@ -94,6 +94,8 @@ impl<R: ShmRequest> Client<R> {
     /// let mut client = bus.client::<Double>()?;
     /// client.set_wait(shmbus::Wait::Spin);
     /// assert_eq!(client.call(&Double { number: 4 })?.number, 8);
+    /// # bus.close();
+    /// # serving.join().expect("the server does not panic");
     /// # Ok(()) }
     /// ```
     pub fn set_wait(&mut self, wait: Wait) {
@@ -118,7 +120,7 @@ impl<R: ShmRequest> Client<R> {
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let bus = Bus::open("doc-client-clone")?;
     /// # let mut server = bus.server::<Double>()?;
-    /// # std::thread::spawn(move || {
+    /// # let serving = std::thread::spawn(move || {
     /// #     while let Ok(Some(call)) = server.next() {
     /// #         let number = call.number.to_native() * 2;
     /// #         let _ = call.reply(&Doubled { number });
@@ -131,6 +133,8 @@ impl<R: ShmRequest> Client<R> {
     /// });
     /// assert_eq!(client.call(&Double { number: 2 })?.number, 4);
     /// assert_eq!(thread.join().expect("the thread does not panic")?, 2);
+    /// # bus.close();
+    /// # serving.join().expect("the server does not panic");
     /// # Ok(()) }
     /// ```
     pub fn try_clone(&self) -> Result<Client<R>, ConnectError> {
@@ -168,7 +172,7 @@ impl<R: ShmRequest> Client<R> {
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let bus = Bus::open("doc-call")?;
     /// # let mut server = bus.server::<Double>()?;
-    /// # std::thread::spawn(move || {
+    /// # let serving = std::thread::spawn(move || {
     /// #     while let Ok(Some(call)) = server.next() {
     /// #         let number = call.number.to_native() * 2;
     /// #         let _ = call.reply(&Doubled { number });
@@ -178,6 +182,8 @@ impl<R: ShmRequest> Client<R> {
     /// let four = client.call(&Double { number: 2 })?;
     /// let six = client.call(&Double { number: 3 })?;
     /// assert_eq!((four.number.to_native(), six.number.to_native()), (4, 6));
+    /// # bus.close();
+    /// # serving.join().expect("the server does not panic");
     /// # Ok(()) }
     /// ```
     #[inline]
@@ -337,7 +343,7 @@ impl<R: ShmRequest> Client<R> {
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let bus = Bus::open("doc-loan-bytes")?;
     /// # let mut server = bus.server::<Save>()?;
-    /// # std::thread::spawn(move || {
+    /// # let serving = std::thread::spawn(move || {
     /// #     while let Ok(Some(call)) = server.next() {
     /// #         let bytes = call.content.iter().filter(|byte| **byte == 7).count() as u64;
     /// #         let _ = call.reply(&Saved { bytes });
@@ -348,6 +354,8 @@ impl<R: ShmRequest> Client<R> {
     /// content.fill(7); // or read a file into it
     /// let reply = client.call(&Save { path: "a.txt".into(), content })?;
     /// assert_eq!(reply.bytes, 100_000);
+    /// # bus.close();
+    /// # serving.join().expect("the server does not panic");
     /// # Ok(()) }
     /// ```
     pub fn loan_bytes(&self, len: usize) -> Result<Bytes, SendError> {
@@ -375,7 +383,7 @@ impl<R: ShmRequest> Client<R> {
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let bus = Bus::open("doc-loan-slice")?;
     /// # let mut server = bus.server::<Samples>()?;
-    /// # std::thread::spawn(move || {
+    /// # let serving = std::thread::spawn(move || {
     /// #     while let Ok(Some(call)) = server.next() {
     /// #         let sum: u64 = call.values.iter().map(|value| value.to_native()).sum();
     /// #         let value = sum / call.values.len() as u64;
@@ -386,6 +394,8 @@ impl<R: ShmRequest> Client<R> {
     /// let mut values = client.loan_slice::<u64>(3)?;
     /// values.copy_from_slice(&[1, 2, 6]);
     /// assert_eq!(client.call(&Samples { values })?.value, 3);
+    /// # bus.close();
+    /// # serving.join().expect("the server does not panic");
     /// # Ok(()) }
     /// ```
     pub fn loan_slice<T: Pod>(&self, len: usize) -> Result<Bulk<T>, SendError> {
