@@ -63,8 +63,26 @@ enum Store<T> {
 }
 
 impl<T: Pod> Bulk<T> {
-    /// Lends a block, zeroed, for `len` elements.
+    /// A block starts on a cache line, and its length is counted in elements.
+    const FITS: () = assert!(
+        align_of::<T>() <= 64 && size_of::<T>() > 0,
+        "the elements of a loan have at least a byte, and an alignment of at most 64"
+    );
+
+    /// Lends a block for `len` elements, which hold whatever was there before.
+    ///
+    /// ```compile_fail
+    /// # #[derive(shmbus::ShmMessage)]
+    /// # struct Chunk { content: shmbus::Bytes }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = shmbus::Bus::open("doc-lend")?;
+    /// # let receiver = bus.receiver::<Chunk>("chunks")?;
+    /// let mut sender = bus.sender::<Chunk>("chunks")?;
+    /// let nothing = sender.loan_slice::<()>(1)?; // an element has at least a byte
+    /// # Ok(()) }
+    /// ```
     pub(crate) fn lend(block: Arc<Block>, len: usize) -> Bulk<T> {
+        let () = Self::FITS;
         let bytes = len * size_of::<T>();
         Bulk(Store::Loan(LoanBlock::new(block, bytes), PhantomData))
     }
@@ -102,7 +120,7 @@ impl<T: Pod> Deref for Bulk<T> {
             Store::Owned(elements) => elements,
             Store::Loan(loan, _) => {
                 let len = loan.bytes() / size_of::<T>();
-                // SAFETY: so many elements lie in the block, on its alignment of 64 bytes; every
+                // SAFETY: so many elements lie in the block, on its alignment of 64 bytes (`FITS`); every
                 // bit pattern is a `T`; and by 1. and 2. nobody writes them while this borrow lives.
                 unsafe { NonNull::slice_from_raw_parts(loan.start().cast(), len).as_ref() }
             }

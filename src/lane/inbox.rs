@@ -103,7 +103,6 @@ impl Inbox {
     #[cold]
     fn poll_other(&mut self) -> Option<Message> {
         self.try_poll().unwrap_or_else(|fault| {
-            self.is_broken = true;
             self.broken(fault);
             None
         })
@@ -148,7 +147,7 @@ impl Inbox {
     /// Validates a message, once: where its archived value lies. `None` has ended the link.
     #[inline(always)]
     pub(crate) fn validate<T: ShmMessage>(
-        &self,
+        &mut self,
         message: Received,
     ) -> Option<NonNull<T::Archived>> {
         if message.failed != 0 {
@@ -173,8 +172,11 @@ impl Inbox {
         }
     }
 
+    /// Ends the link, and looks at nothing more that comes on this lane.
     #[cold]
-    fn broken(&self, fault: Fault) {
+    fn broken(&mut self, fault: Fault) {
+        self.is_broken = true;
+        self.ring.stop();
         self.link.die(Some(fault));
     }
 
@@ -278,7 +280,16 @@ fn inline(record: &Record) -> Message {
 /// Reads the reference behind a record's header, once.
 fn reference(record: &Record) -> SegmentRef {
     debug_assert_eq!(usize::from(record.len), size_of::<SegmentRef>());
-    // SAFETY: the ring checked that so many bytes lie in the record's cells. Every bit pattern is
-    // a reference; what it says is checked by whoever uses it.
-    unsafe { record.payload.cast::<SegmentRef>().read_unaligned() }
+    let words = record.payload.as_ptr().cast::<u64>();
+    let word = |at: usize| {
+        // SAFETY: the ring checked that so many bytes lie in the record's cells, behind a header of
+        // eight bytes. Read once each: what is checked must be what is then used.
+        unsafe { words.wrapping_add(at).read_volatile() }
+    };
+    // Every bit pattern is a reference; what it says is checked by whoever uses it.
+    SegmentRef {
+        segment: word(0),
+        offset: word(1),
+        len: word(2),
+    }
 }

@@ -3,27 +3,30 @@
 //! Unsafe code is needed to archive into shared memory.
 #![allow(unsafe_code)]
 
+mod large;
 mod room;
+mod words;
 
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytemuck::{Pod, bytes_of};
+use bytemuck::bytes_of;
 
+use large::unchanged;
+
+use super::MOST_INLINE;
 use super::stage::{Stage, encode_at, write_behind_header};
-use super::{Bulk, MOST_INLINE};
-use crate::error::{MemoryError, SendError};
+use crate::error::SendError;
 use crate::link::node::Node;
 use crate::link::{DoorBit, LaneId, Line, Link};
 use crate::memory::arena::Block;
 use crate::memory::layout::{
     CELL, Cell, Kind, MOST_CELLS, ReceiverBlock, SegmentRef, SenderBlock, cells_for,
 };
-use crate::memory::loan::{BEFORE, loan_len};
 use crate::memory::ring::{NoRoom, Producer, Space};
 use crate::memory::shared::Shared;
-use crate::message::{EncodeError, Loans, ShmMessage, SlotWriter, Wanted, encode, layout_of};
+use crate::message::{EncodeError, Loans, ShmMessage, Wanted, layout_of};
 use crate::sys::fork::Origin;
 use crate::wait::attend::Rung;
 use crate::wait::{Ringer, Sleeper, Wait};
@@ -306,187 +309,10 @@ impl Outbox {
             return self.send_large(value, needed, None, tag);
         };
         let written = encode_at(value, &space, start, &mut Loans::None)?;
-        debug_assert_eq!(written, needed);
+        unchanged(written, needed)?;
         self.ring
             .publish(&space, (Kind::Inline, needed as u16, tag), cells, None)?;
         self.was_large = false;
-        self.signal();
-        Ok(())
-    }
-
-    /// Archives into a block of the slab: `needed` bytes, or around the elements of a loan.
-    #[cold]
-    fn send_large<T: ShmMessage>(
-        &mut self,
-        value: &T,
-        needed: usize,
-        wanted: Option<Wanted>,
-        tag: u16,
-    ) -> Result<(), Stop> {
-        let out = wanted.as_ref().map_or(needed, |w| w.loan.block().len());
-        if self.is_over_budget(out) {
-            return Err(Stop::Wait);
-        }
-        if let Some(wanted) = wanted.filter(|w| w.loan.claim()) {
-            let sent = self.send_around(value, &wanted, tag);
-            if !matches!(sent, Ok(true)) {
-                wanted.loan.unclaim();
-            }
-            if sent? {
-                self.was_around = true;
-                return Ok(());
-            }
-            // No room around the loan: then its elements are copied like any others.
-        }
-        let block = match self.ring.take_returned(needed) {
-            Some(block) => block,
-            None => match self.parts.node.arena().allocate(needed as u64) {
-                Ok(block) => Arc::new(block),
-                Err(MemoryError::Limit { .. })
-                    if self.ring.has_lent() && !self.parts.grows_when_full =>
-                {
-                    self.ring.drop_returned();
-                    return Err(Stop::Wait);
-                }
-                Err(error) => return Err(Stop::Never(error.into())),
-            },
-        };
-        // SAFETY: 1. the block is ours alone: it was just cut, or came back from its last receiver.
-        let writer = unsafe { SlotWriter::new(block.start().as_ptr(), block.len()) };
-        let written = encode(value, writer)?;
-        debug_assert_eq!(written, needed);
-        let reference = block.reference(0, needed);
-        self.publish_block(block, reference, tag)?;
-        self.was_large = true;
-        Ok(())
-    }
-
-    /// Whether so many bytes more would be more than one lane may have out, so that it cannot use
-    /// up the arena for all others. A lane of replies is bounded by what its client may hold.
-    fn is_over_budget(&self, bytes: usize) -> bool {
-        let lent = self.ring.lent_bytes();
-        !self.parts.grows_when_full && lent > bytes.saturating_mul(3) && lent + bytes > self.budget
-    }
-
-    /// Archives a message around the elements of a loan; false where it needs more room.
-    fn send_around<T: ShmMessage>(
-        &mut self,
-        value: &T,
-        wanted: &Wanted,
-        tag: u16,
-    ) -> Result<bool, Stop> {
-        // What comes before the elements is archived right before them, on a cache line.
-        let before = wanted.before.next_multiple_of(CELL);
-        if before > BEFORE {
-            return Ok(false);
-        }
-        let block = wanted.loan.block();
-        let offset = BEFORE - before;
-        // SAFETY: the offset lies in the block, which is larger than the room before its elements.
-        let base = unsafe { block.start().add(offset) };
-        // SAFETY: 1. the block is ours: it was cut for this loan, which this message has claimed.
-        let writer = unsafe { SlotWriter::new(base.as_ptr(), block.len() - offset) };
-        let mut loans = Loans::Around(wanted.loan.clone(), before);
-        // SAFETY: 1. `loans` is a local that nobody else uses.
-        let writer = unsafe { writer.with_loans(&mut loans) };
-        let len = encode(value, writer)?;
-        if len > block.len() - offset {
-            return Ok(false);
-        }
-        self.check_size(len)?;
-        let reference = block.reference(offset, len);
-        self.publish_block(block.clone(), reference, tag)?;
-        Ok(true)
-    }
-
-    /// A message that follows one with a loan: if it has one, nothing else is tried before.
-    #[cold]
-    fn send_around_again<T: ShmMessage>(
-        &mut self,
-        value: &T,
-        tag: u16,
-    ) -> Result<Option<()>, Stop> {
-        self.was_around = false;
-        let mut loans = Loans::None;
-        // SAFETY: 1. `loans` is a local that nobody else uses.
-        let writer = unsafe { SlotWriter::counting().with_loans(&mut loans) };
-        let needed = encode(value, writer)?;
-        let Some(wanted) = loans.into_wanted() else {
-            return Ok(None);
-        };
-        self.was_around = true;
-        self.check_size(needed)?;
-        self.collect()?;
-        self.send_large(value, needed, Some(wanted), tag).map(Some)
-    }
-
-    /// A message that follows a large one: likely a block that came back fits, and no size has to
-    /// be known first.
-    #[cold]
-    fn send_large_again<T: ShmMessage>(&mut self, value: &T, tag: u16) -> Result<Option<()>, Stop> {
-        self.was_large = false;
-        self.collect()?;
-        let Some(block) = self.ring.take_returned(MOST_INLINE) else {
-            return Ok(None);
-        };
-        let mut loans = Loans::None;
-        // SAFETY: 1. the block is ours alone: nobody else holds it, and no record refers to it.
-        let writer = unsafe { SlotWriter::new(block.start().as_ptr(), block.len()) };
-        // SAFETY: 1. `loans` is a local that nobody else uses.
-        let writer = unsafe { writer.with_loans(&mut loans) };
-        let len = encode(value, writer)?;
-        if len > block.len() || len <= MOST_INLINE || loans.into_wanted().is_some() {
-            self.ring.keep_returned(block);
-            return Ok(None);
-        }
-        self.check_size(len)?;
-        let reference = block.reference(0, len);
-        self.publish_block(block, reference, tag)?;
-        self.was_large = true;
-        Ok(Some(()))
-    }
-
-    fn publish_block(
-        &mut self,
-        block: Arc<Block>,
-        reference: SegmentRef,
-        tag: u16,
-    ) -> Result<(), Stop> {
-        if !self.announce(&block)? {
-            return Err(Stop::Wait);
-        }
-        let space = self.ring.here(1);
-        write_behind_header(&space, bytes_of(&reference));
-        let record = (Kind::Block, REFERENCE as u16, tag);
-        let mut sent = self.ring.publish(&space, record, 1, Some(block.clone()));
-        if sent.is_err() && self.collect()? {
-            sent = self.ring.publish(&space, record, 1, Some(block.clone()));
-        }
-        if sent.is_err() {
-            self.ring.keep_returned(block);
-            return self.full();
-        }
-        self.signal();
-        Ok(())
-    }
-
-    /// Says that no message comes for this tag.
-    pub(crate) fn fail(&mut self, tag: u16, why: u8) -> Result<(), SendError> {
-        loop {
-            self.collect()?;
-            let space = self.ring.here(1);
-            write_behind_header(&space, &[why]);
-            if self
-                .ring
-                .publish(&space, (Kind::Failed, 1, tag), 1, None)
-                .is_ok()
-            {
-                break;
-            }
-            if !self.grow(self.ring.cells())? {
-                return Err(SendError::Full);
-            }
-        }
         self.signal();
         Ok(())
     }
@@ -567,22 +393,6 @@ impl Outbox {
         let parts = &self.parts;
         let door = parts.door.as_ref().map(|door| (&*door.bell, door.bit));
         self.rung.ring(&parts.receiver, door, &parts.ringer);
-    }
-
-    /// Memory of our own to fill in place, with room for its message around it.
-    pub(crate) fn loan<T: Pod>(&mut self, len: usize) -> Result<Bulk<T>, SendError> {
-        if self.origin.is_forked() {
-            return Err(SendError::Forked);
-        }
-        let bytes = len.saturating_mul(size_of::<T>());
-        self.check_size(bytes)?;
-        self.collect()?;
-        let room = loan_len(bytes);
-        let block = match self.ring.take_returned(room) {
-            Some(block) => block,
-            None => Arc::new(self.parts.node.arena().allocate(room as u64)?),
-        };
-        Ok(Bulk::lend(block, len))
     }
 }
 

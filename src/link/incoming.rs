@@ -52,7 +52,9 @@ impl Link {
                 Err(e) if e.kind() == io::ErrorKind::InvalidData => {
                     self.die(Some(Fault::Control { what: "too long" }));
                 }
-                Ok(None) | Err(_) => self.free(),
+                Ok(None) => self.free(),
+                // Only the end of the stream promises that nobody looks any more.
+                Err(_) => self.die(None),
             }
         }
         // Links are many, control messages few.

@@ -383,6 +383,10 @@ impl Link {
 
     /// The port of a lane is dropped: what it sent was buried before.
     pub(crate) fn close_lane(&self, id: LaneId) {
+        if self.origin.is_forked() {
+            // The books are the parent's, and may have been locked when it was forked.
+            return;
+        }
         let freed = self.state().lanes.close(id);
         drop(freed);
         let _ = self.say(&Control::Closed {
@@ -402,6 +406,9 @@ impl Link {
 
     /// Takes what was sent on a lane from its port, for as long as the peer may look at it.
     pub(crate) fn bury(&self, id: LaneId, sent: Box<Producer>) {
+        if self.origin.is_forked() {
+            return;
+        }
         let freed = self.state().lanes.bury(id, sent);
         drop(freed);
     }
@@ -416,6 +423,9 @@ impl Link {
     }
 
     fn free_bit(&self, at: SegmentRef, bit: u16) {
+        if self.origin.is_forked() {
+            return;
+        }
         self.state().doors.free(at, bit);
     }
 

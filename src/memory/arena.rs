@@ -230,6 +230,12 @@ impl Block {
         &self.segment
     }
 
+    /// Whether it was cut from this arena: another's segments have the same numbers.
+    #[inline]
+    pub(crate) fn is_of(&self, arena: &Arc<Arena>) -> bool {
+        std::ptr::eq(self.arena.as_ptr(), Arc::as_ptr(arena))
+    }
+
     /// How to refer to `len` bytes of it.
     #[inline]
     pub(crate) fn reference(&self, offset: usize, len: usize) -> SegmentRef {
@@ -245,6 +251,10 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
+        if self.segment.is_forked() {
+            // The book is the parent's, and may have been locked when this process was forked off.
+            return;
+        }
         if let Some(arena) = self.arena.upgrade() {
             arena.give_back(self.segment.id(), self.offset, self.len);
         }

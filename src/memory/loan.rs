@@ -72,7 +72,15 @@ impl LoanBlock {
     }
 
     /// The first of the elements' bytes.
+    ///
+    /// # Panics
+    ///
+    /// In a forked child, which does not have them.
     pub(crate) fn start(&self) -> NonNull<u8> {
+        assert!(
+            !self.0.block.segment().is_forked(),
+            "this process was forked from the one that was lent this memory"
+        );
         // SAFETY: the block is larger than that: it was checked when it was lent.
         unsafe { self.0.block.start().add(BEFORE) }
     }

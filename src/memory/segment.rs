@@ -11,6 +11,7 @@
 #![allow(unsafe_code)]
 
 use std::any::Any;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
@@ -18,6 +19,7 @@ use memmap2::{Advice, MmapOptions, MmapRaw};
 
 use super::layout::SegmentRef;
 use crate::error::{Fault, MemoryError};
+use crate::sys::fork::Origin;
 use crate::sys::{kernel_version, memfd};
 
 /// The granule of a segment's size, in bytes.
@@ -26,8 +28,9 @@ pub(crate) const PAGE: u64 = 4096;
 /// A segment of this process's own arena: mapped writable here, and nowhere else.
 pub(crate) struct OwnSegment {
     id: u64,
-    map: MmapRaw,
+    map: ManuallyDrop<MmapRaw>,
     fd: OwnedFd,
+    origin: Origin,
 }
 
 impl OwnSegment {
@@ -35,6 +38,7 @@ impl OwnSegment {
     pub(crate) fn create(id: u64, len: u64) -> Result<OwnSegment, MemoryError> {
         let len = len.next_multiple_of(PAGE);
         let exhausted = |source| MemoryError::Exhausted { bytes: len, source };
+        let origin = Origin::here().map_err(exhausted)?;
         let fd = memfd::create(c"shmbus", len).map_err(exhausted)?;
         let map = MmapOptions::new()
             .len(usize::try_from(len).map_err(|_| MemoryError::TooLarge { bytes: len })?)
@@ -47,12 +51,23 @@ impl OwnSegment {
             kernel: kernel_version(),
             source,
         })?;
-        Ok(OwnSegment { id, map, fd })
+        Ok(OwnSegment {
+            id,
+            map: ManuallyDrop::new(map),
+            fd,
+            origin,
+        })
     }
 
     /// The number by which messages refer to this segment; never used twice by one arena.
     pub(crate) fn id(&self) -> u64 {
         self.id
+    }
+
+    /// Whether this process was forked off the one that made it, and so does not have it.
+    #[inline]
+    pub(crate) fn is_forked(&self) -> bool {
+        self.origin.is_forked()
     }
 
     /// The size in bytes.
@@ -72,6 +87,16 @@ impl OwnSegment {
         let place = unsafe { self.map.as_mut_ptr().add(offset as usize) };
         // SAFETY: a mapping never starts at zero.
         unsafe { NonNull::new_unchecked(place) }
+    }
+}
+
+impl Drop for OwnSegment {
+    fn drop(&mut self) {
+        // In a forked child there is no such mapping, and another may have taken its addresses.
+        if !self.origin.is_forked() {
+            // SAFETY: dropped once, here.
+            unsafe { ManuallyDrop::drop(&mut self.map) };
+        }
     }
 }
 

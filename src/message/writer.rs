@@ -63,8 +63,11 @@ pub(crate) enum Loans {
     /// The first that was met, and how many bytes came before it: its block would be the better
     /// destination.
     Wanted(Wanted),
-    /// The destination is the block of this loan, whose elements stand at this position.
-    Around(LoanBlock, usize),
+    /// The destination is the block of this loan, whose elements stand at this position. Once they
+    /// were passed over, it has so many bytes; until then, it ends with that position.
+    Around(LoanBlock, usize, usize),
+    /// As `Around`, after the elements.
+    Passed,
 }
 
 impl Loans {
@@ -140,6 +143,8 @@ impl SlotWriter {
     /// # Safety
     ///
     /// 1. `loans` is not touched until the writer was last used.
+    /// 2. If it is `Around`, `base` is valid for so many bytes, of which the loan's elements start at
+    ///    that position.
     #[inline(always)]
     pub(crate) unsafe fn with_loans(mut self, loans: &mut Loans) -> Self {
         self.loans = Some(ptr::NonNull::from(loans));
@@ -205,9 +210,11 @@ impl InPlace for SlotWriter {
                 });
                 None
             }
-            Loans::Around(mine, at) if mine.is(loan) && self.pos <= *at => {
+            Loans::Around(mine, at, room) if mine.is(loan) && self.pos <= *at => {
                 let at = *at;
+                self.capacity = *room;
                 self.pos = at + loan.bytes();
+                *loans = Loans::Passed;
                 Some(at)
             }
             _ => None,

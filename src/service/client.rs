@@ -241,7 +241,7 @@ impl<R: ShmRequest> Client<R> {
             .borrow_mut()
             .send(request, tag, self.wait, deadline)?;
         let Message { record, segment } = self.wait_for(tag, deadline)?;
-        let archived = self.inbox.borrow().validate::<R::Reply>(record);
+        let archived = self.inbox.borrow_mut().validate::<R::Reply>(record);
         let held = Held::new(&self.inbox, &self.held, record, segment);
         match archived {
             // SAFETY: 1. it is what validation of this very message returned.
@@ -274,7 +274,9 @@ impl<R: ShmRequest> Client<R> {
                 ..
             } = message.record;
             if of != tag {
+                // Of a call that was given up. A server that sends nothing else gains no time.
                 inbox.hand_back(cell, false);
+                self.pause(&mut inbox, &mut patience)?;
             } else if failed != 0 {
                 inbox.hand_back(cell, false);
                 return Err(failure(&inbox, failed));

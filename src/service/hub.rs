@@ -247,8 +247,11 @@ impl Hub {
             let Some(lane) = self.lanes.get_mut(number).and_then(Option::as_mut) else {
                 continue;
             };
+            let left = lane.closing.then(|| lane.left.checked_sub(1));
             match lane.inbox.get_mut().poll() {
+                Some(_) if left == Some(None) => self.remove(number),
                 Some(message) => {
+                    lane.left = left.flatten().unwrap_or(lane.left);
                     if !watched || lane.closing {
                         // Others first, then this one again.
                         lane.queue(&mut self.ready);
@@ -268,7 +271,7 @@ impl Hub {
         let Some(lane) = self.lanes.get_mut(number).and_then(Option::as_mut) else {
             return false;
         };
-        if !lane.watched && lane.rung && has_place {
+        if !lane.watched && lane.rung && has_place && !lane.closing {
             lane.inbox.get_mut().watch();
             (lane.watched, lane.idle) = (true, 0);
             self.watched.push(number);
@@ -319,12 +322,14 @@ impl Hub {
         while let Some(number) = self.port.closed.pop() {
             // It was opened before it was closed, perhaps a moment ago.
             self.take_opened();
+            // Where there is none, it is still on its way, and will be found closed when it is taken.
+            // Where it is not closed, this was said of the one before it.
             if let Some(lane) = self.lanes.get_mut(number).and_then(Option::as_mut) {
-                lane.closing = true;
-                lane.queue(&mut self.ready);
-            } else {
-                // It ended before it was taken here, or failed to open.
-                self.port.free_number(number);
+                if lane.inbox.get_mut().line().is_closed() && !lane.closing {
+                    lane.end();
+                    lane.queue(&mut self.ready);
+                    self.watched.retain(|&n| n != number);
+                }
             }
         }
     }
@@ -342,6 +347,9 @@ impl Hub {
                 self.lanes.resize_with(number + 1, || None);
             }
             lane.queue(&mut self.ready);
+            if lane.inbox.get_mut().line().is_closed() {
+                lane.end();
+            }
             self.lanes[number] = Some(lane);
         }
     }

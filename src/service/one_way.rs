@@ -157,7 +157,7 @@ impl<T: ShmMessage> Receiver<T> {
                 return Ok(None);
             };
             let Message { record, segment } = message;
-            let inbox = self.hub.lane(number).inbox.borrow();
+            let mut inbox = self.hub.lane(number).inbox.borrow_mut();
             // An invalid message has ended its link; the next one may be fine.
             if let Some(archived) = inbox.validate::<T>(record) {
                 break (number, record, segment, archived);

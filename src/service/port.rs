@@ -12,7 +12,7 @@ use crate::lane::{Inbox, Near, Offered, Outbox, complete, lay_door, offer_end};
 use crate::link::node::{Node, Port};
 use crate::link::wire::{End, Refusal, Schemas, Types};
 use crate::link::{Answer, LaneId, Line, Link, lock};
-use crate::memory::layout::{DOORBELL_LANES, Doorbell, SegmentRef};
+use crate::memory::layout::{DOORBELL_LANES, Doorbell, MOST_CELLS, SegmentRef};
 use crate::memory::shared::Shared;
 use crate::message::ShmMessage;
 use crate::schema::Difference;
@@ -60,7 +60,9 @@ pub(crate) struct Lane {
     /// How many cells of its messages are held as views.
     pub(crate) held: Cell<usize>,
     pub(super) door: Option<DoorAt>,
+    /// Its other end is gone: what came before is still taken, but no more than there can be.
     pub(super) closing: bool,
+    pub(super) left: usize,
     pub(super) watched: bool,
     /// Whether it stands in the queue of those that may have something.
     pub(super) queued: bool,
@@ -71,6 +73,11 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
+    /// Its other end is gone.
+    pub(super) fn end(&mut self) {
+        (self.closing, self.watched) = (true, false);
+    }
+
     /// Has it looked at before the port sleeps, once.
     pub(super) fn queue(&mut self, ready: &mut VecDeque<usize>) {
         if !self.queued {
@@ -143,6 +150,7 @@ impl HubPort {
             held: Cell::new(0),
             door: Some(door),
             closing: false,
+            left: MOST_CELLS,
             watched: false,
             queued: false,
             rung: false,

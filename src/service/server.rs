@@ -156,7 +156,7 @@ impl<R: ShmRequest> Server<R> {
                 return Ok(None);
             };
             let Message { record, segment } = message;
-            let inbox = self.hub.lane(number).inbox.borrow();
+            let mut inbox = self.hub.lane(number).inbox.borrow_mut();
             // An invalid request has ended its link; the next one may be fine.
             if let Some(archived) = inbox.validate::<R>(record) {
                 break (number, record, segment, archived);

@@ -130,6 +130,52 @@ pub(crate) fn forks_with_views() {
     tell("good");
 }
 
+/// A part: a forked child has nothing of a loan, and dropping it there takes nothing from others.
+pub(crate) fn forks_with_a_loan() {
+    const LEN: usize = 8 << 20;
+    let config = shmbus::Config {
+        max_message: 2 * LEN,
+        ..Default::default()
+    };
+    let bus = config.open("loan").expect("the bus opens");
+    let receiver = bus.receiver::<Ask>("asks").expect("nobody else does");
+    let sender = bus.sender::<Ask>("asks").expect("a receiver is there");
+    let mut loan = { sender }.loan_bytes(LEN).expect("there is memory");
+    loan.fill(1);
+    drop((receiver, bus));
+    let address = loan.as_ptr().addr().next_multiple_of(4096);
+    let mut loan = Some(loan);
+    let end = in_fork(|| {
+        let loan = loan.take().expect("it is there");
+        // The addresses of the arena, as far as they are known here, become something else's.
+        // SAFETY: a mapping that replaces none.
+        let page = unsafe {
+            libc::mmap(
+                std::ptr::without_provenance_mut(address),
+                4096,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE,
+                -1,
+                0,
+            )
+        };
+        if page == libc::MAP_FAILED {
+            return 2;
+        }
+        let read = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| loan[0]));
+        if read.is_ok() {
+            return 1;
+        }
+        drop(loan);
+        // SAFETY: the page that was just mapped.
+        unsafe { page.cast::<u8>().write_volatile(5) };
+        0
+    });
+    assert_eq!(end, 0, "a loan");
+    assert_eq!(loan.as_deref().map(|bytes| bytes[LEN - 1]), Some(1));
+    tell("good");
+}
+
 /// A part: serves, with a forked child that lives on.
 pub(crate) fn serves_and_forks(name: &str) {
     let server = open(name).server::<Ask>().expect("nobody else serves");
@@ -173,6 +219,12 @@ fn a_forked_child_is_refused() {
 fn a_forked_child_drops_views() {
     let _together = together();
     run("forks-with-views");
+}
+
+#[test]
+fn a_forked_child_has_nothing_of_a_loan() {
+    let _together = together();
+    run("forks-with-a-loan");
 }
 
 /// A killed server is gone for its clients and its name is free, whatever it forked.

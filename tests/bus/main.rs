@@ -2,6 +2,7 @@
 
 mod absent;
 mod conversation;
+mod faults;
 mod fork;
 mod hot_path;
 mod layouts;
@@ -32,6 +33,7 @@ fn child() {
         "stuck" => conversation::stuck(arguments[0]),
         "forks" => fork::forks(),
         "forks-with-views" => fork::forks_with_views(),
+        "forks-with-a-loan" => fork::forks_with_a_loan(),
         "serves-and-forks" => fork::serves_and_forks(arguments[0]),
         "racer" => race::racer(arguments[0]),
         "holder" => one_writer::holder(arguments[0]),

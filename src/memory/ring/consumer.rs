@@ -169,6 +169,11 @@ impl Consumer {
             .is_none_or(|spot| is_stamped(load_acquire(spot.header()), stamp))
     }
 
+    /// Looks at nothing more.
+    pub(crate) fn stop(&mut self) {
+        self.at = usize::MAX;
+    }
+
     /// Adds the cells that the sender announced.
     pub(crate) fn extend(&mut self, record: Record, cells: Shared<[Cell]>) -> Result<(), Fault> {
         let count = cells.len();
