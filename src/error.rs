@@ -333,6 +333,9 @@ pub enum SendError {
         #[source]
         fault: Option<Fault>,
     },
+    /// Its caller has cancelled the call that it belongs to.
+    #[error("the caller has cancelled the call")]
+    Cancelled,
     /// There is no memory for it, and there will be none by waiting.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -350,10 +353,14 @@ pub enum ReceiveError {
     Forked,
 }
 
-/// Why a call has no reply.
+/// Why a call has no reply. `E` is the error of the service's own.
+#[cfg(not(loom))]
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum CallError {
+pub enum CallError<E = crate::message::Nothing> {
+    /// The service answered with an error of its own.
+    #[error("the service answered with an error: {0:?}")]
+    Service(E),
     /// The request was not sent.
     #[error(transparent)]
     Send(#[from] SendError),
@@ -372,6 +379,14 @@ pub enum CallError {
         /// The process at the other end.
         pid: u32,
     },
+    /// The server panicked while it handled the call.
+    #[error("process {pid} panicked while it handled the call: {what}")]
+    Panicked {
+        /// The process at the other end.
+        pid: u32,
+        /// What the panic said, if that is known.
+        what: String,
+    },
     /// The server's reply could not be sent, as it said on its side.
     #[error("the reply of process {pid} could not be sent: {what}")]
     Failed {
@@ -383,6 +398,12 @@ pub enum CallError {
     /// The time is up. A reply that comes later is dropped.
     #[error("no reply within the time that was given")]
     TimedOut,
+    /// Too many calls of this client are not answered yet.
+    #[error("{open} calls of this client are not answered yet; wait for some of them")]
+    TooMany {
+        /// How many there are.
+        open: usize,
+    },
     /// Too many replies are held: the lane has no room for another.
     #[error(
         "{held} replies of this client are still held; drop some views or `keep` them before the \

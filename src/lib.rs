@@ -74,7 +74,9 @@ mod wait;
 
 #[cfg(not(loom))]
 pub use bus::{Bus, Config};
-pub use error::{CallError, ConnectError, Fault, MemoryError, OpenError, ReceiveError, SendError};
+#[cfg(not(loom))]
+pub use error::CallError;
+pub use error::{ConnectError, Fault, MemoryError, OpenError, ReceiveError, SendError};
 #[cfg(not(loom))]
 pub use lane::{Bulk, Bytes, Kept, View};
 #[cfg(not(loom))]
@@ -83,10 +85,10 @@ pub use link::node::Incident;
 #[doc(hidden)]
 pub use message::private as __private;
 #[cfg(not(loom))]
-pub use message::{CodecError, ShmMessage, ShmRequest, schema_of};
+pub use message::{CodecError, Nothing, ShmMessage, ShmRequest, schema_of};
 pub use rkyv;
 #[cfg(not(loom))]
-pub use service::{Call, Client, Receiver, Sender, Server};
+pub use service::{Call, Client, Items, Receiver, Sender, Server};
 /// Makes a struct or an enum a message that can be sent over the bus.
 #[doc(inline)]
 pub use shmbus_derive::ShmMessage;

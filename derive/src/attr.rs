@@ -12,6 +12,8 @@ pub struct Shm {
     pub name: Option<LitStr>,
     pub service: Option<LitStr>,
     pub reply: Option<Type>,
+    pub stream: Option<Type>,
+    pub error: Option<Type>,
 }
 
 impl Shm {
@@ -32,8 +34,15 @@ impl Shm {
             set(&mut self.service, meta, |input| input.parse())
         } else if meta.path.is_ident("reply") {
             set(&mut self.reply, meta, |input| input.parse())
+        } else if meta.path.is_ident("stream") {
+            set(&mut self.stream, meta, |input| input.parse())
+        } else if meta.path.is_ident("error") {
+            set(&mut self.error, meta, |input| input.parse())
         } else {
-            Err(meta.error("unknown key; those known are `service`, `reply`, `name` and `crate`"))
+            Err(meta.error(
+                "unknown key; those known are `service`, `reply`, `stream`, `error`, `name` and \
+                 `crate`",
+            ))
         }
     }
 

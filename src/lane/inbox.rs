@@ -8,11 +8,11 @@ use std::sync::{Arc, Weak};
 
 use crate::error::Fault;
 use crate::link::{Line, Link};
-use crate::memory::layout::{CELL, Cell, Kind, MOST_CELLS, SegmentRef};
+use crate::memory::layout::{CELL, Cell, Envelope, HEADER, Kind, MOST_CELLS, SegmentRef};
 use crate::memory::ring::{Consumer, HandBack, Polled, Record};
 use crate::memory::segment::PeerSegment;
 use crate::memory::shared::Shared;
-use crate::message::{ShmMessage, check, layout_of};
+use crate::message::{ShmMessage, check};
 use crate::wait::attend::Attend;
 
 /// A message as it lies in the peer's memory: its range is checked, its content is not yet.
@@ -22,6 +22,22 @@ pub(crate) struct Message {
     pub(crate) segment: Option<Arc<PeerSegment>>,
 }
 
+/// What a message is to its call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Role {
+    /// A request, a reply, or a message of a one-way lane.
+    Message,
+    /// A request that says more of itself: see [`Inbox::take_envelope`].
+    Call,
+    /// An item of a stream that goes on.
+    Item,
+    /// An error of the service's own type.
+    Error,
+    /// None: text that says why, perhaps.
+    Failed,
+}
+
 /// What is known of a message. Apart from its segment, so that it travels in registers.
 #[derive(Clone, Copy)]
 pub(crate) struct Received {
@@ -29,11 +45,16 @@ pub(crate) struct Received {
     pub(crate) cell: u16,
     pub(crate) cells: u16,
     pub(crate) tag: u16,
-    /// Where this is not zero, no message came of it, and this is why.
+    pub(crate) role: Role,
+    /// Where no message came of it, this is why.
     pub(crate) failed: u8,
     /// In the cells of the lane, which the lane keeps mapped, or in a segment.
     pub(crate) bytes: NonNull<[u8]>,
 }
+
+// SAFETY: an address and a length of memory that is only read, which whoever has both the message and
+// its inbox keeps mapped.
+unsafe impl Send for Received {}
 
 /// See the module.
 pub(crate) struct Inbox {
@@ -46,15 +67,18 @@ pub(crate) struct Inbox {
     /// A fault was found: there is nothing more to receive.
     is_broken: bool,
     attend: Attend,
+    /// What the last request said of itself.
+    envelope: Envelope,
 }
 
 impl Inbox {
-    pub(crate) fn new<T: ShmMessage>(
+    /// An inbox for messages of this alignment.
+    pub(crate) fn new(
         cells: Shared<[Cell]>,
+        align: usize,
         back: HandBack,
         (link, line): (Arc<Link>, Arc<Line>),
     ) -> Inbox {
-        let align = layout_of::<T>().align;
         let ring = Consumer::new(cells, align, Arc::new(back));
         let mut inbox = Inbox {
             ring,
@@ -64,6 +88,7 @@ impl Inbox {
             align,
             is_broken: false,
             attend: Attend::default(),
+            envelope: Envelope::default(),
         };
         inbox.arm();
         inbox
@@ -126,14 +151,28 @@ impl Inbox {
 
     fn read(&mut self, record: &Record) -> Result<Message, Fault> {
         let mut message = inline(record);
+        message.record.role = role_of(record.kind);
         match record.kind {
-            Kind::Inline => {}
+            Kind::Inline | Kind::Item | Kind::Error => {}
+            Kind::Call => {
+                let behind_header = Kind::Call.start(self.align) - HEADER;
+                let at = record.payload.as_ptr().wrapping_sub(behind_header);
+                self.envelope = envelope(at.cast());
+            }
             Kind::Failed => {
-                // SAFETY: the record's one byte lies in the lane's cells, and is read once.
+                // SAFETY: the record's first byte lies in the lane's cells, and is read once.
                 let why = unsafe { record.payload.read_volatile() };
-                message.record.failed = why.max(1);
+                message.record.failed = why;
+                // SAFETY: the record has at least that byte.
+                let text = unsafe { record.payload.add(1) };
+                let len = usize::from(record.len) - 1;
+                message.record.bytes = NonNull::slice_from_raw_parts(text, len);
             }
             _ => {
+                if record.kind == Kind::CallBlock {
+                    let at = record.payload.as_ptr().cast::<u64>().wrapping_add(3);
+                    self.envelope = envelope(at);
+                }
                 let at = reference(record);
                 let segment = self.segment(at.segment)?;
                 let place = segment.resolve(at, self.align as u64)?;
@@ -150,12 +189,6 @@ impl Inbox {
         &mut self,
         message: Received,
     ) -> Option<NonNull<T::Archived>> {
-        if message.failed != 0 {
-            self.broken(Fault::Control {
-                what: "a failed request",
-            });
-            return None;
-        }
         // SAFETY: the range was checked to lie in a mapping that this inbox, or the message, keeps.
         // An honest sender does not write it before it is handed back; what a malicious one can do
         // is said in the crate's documentation, under trust.
@@ -213,6 +246,25 @@ impl Inbox {
         self.ring.extend(record, cells)
     }
 
+    /// Ends the link of a peer that sent what it should not.
+    #[cold]
+    pub(crate) fn refuse(&mut self, fault: Fault) {
+        self.broken(fault);
+    }
+
+    /// What the request that was just found says of itself, if anything.
+    pub(crate) fn take_envelope(&mut self) -> Envelope {
+        std::mem::take(&mut self.envelope)
+    }
+
+    /// The words of a record that says why there is no message.
+    pub(crate) fn text(&self, record: Received) -> String {
+        debug_assert_eq!(record.role, Role::Failed);
+        // SAFETY: the range lies in the lane's cells, and was not handed back; as in `validate`.
+        let text = unsafe { record.bytes.as_ref() }.to_vec();
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
     /// Hands a message back.
     #[inline(always)]
     pub(crate) fn hand_back(&mut self, cell: u16, at_once: bool) {
@@ -268,6 +320,7 @@ fn inline(record: &Record) -> Message {
         cell,
         cells,
         tag,
+        role: Role::Message,
         failed: 0,
         bytes,
     };
@@ -279,7 +332,7 @@ fn inline(record: &Record) -> Message {
 
 /// Reads the reference behind a record's header, once.
 fn reference(record: &Record) -> SegmentRef {
-    debug_assert_eq!(usize::from(record.len), size_of::<SegmentRef>());
+    debug_assert!(usize::from(record.len) >= size_of::<SegmentRef>());
     let words = record.payload.as_ptr().cast::<u64>();
     let word = |at: usize| {
         // SAFETY: the ring checked that so many bytes lie in the record's cells, behind a header of
@@ -291,5 +344,30 @@ fn reference(record: &Record) -> SegmentRef {
         segment: word(0),
         offset: word(1),
         len: word(2),
+    }
+}
+
+/// Reads what a request says of itself, once.
+fn envelope(at: *const u64) -> Envelope {
+    let word = |n: usize| {
+        // SAFETY: the callers found the place in a record whose length the ring checked; it lies
+        // behind a header of eight bytes. Every bit pattern is an envelope.
+        unsafe { at.wrapping_add(n).read_volatile() }
+    };
+    Envelope {
+        deadline: word(0),
+        published: word(1),
+        trace: word(2),
+        span: word(3),
+    }
+}
+
+fn role_of(kind: Kind) -> Role {
+    match kind {
+        Kind::Item | Kind::ItemBlock => Role::Item,
+        Kind::Error | Kind::ErrorBlock => Role::Error,
+        Kind::Failed => Role::Failed,
+        Kind::Call | Kind::CallBlock => Role::Call,
+        _ => Role::Message,
     }
 }

@@ -15,9 +15,9 @@ mod stage;
 mod view;
 
 pub use bulk::{Bulk, Bytes};
-pub(crate) use inbox::{Inbox, Message, Received};
-pub(crate) use open::{Near, Offered, complete, lay_door, offer_end};
-pub(crate) use outbox::Outbox;
+pub(crate) use inbox::{Inbox, Message, Received, Role};
+pub(crate) use open::{Offered, complete, lay_door, offer_end};
+pub(crate) use outbox::{Outbox, To};
 pub(crate) use view::Held;
 pub use view::{Kept, View};
 

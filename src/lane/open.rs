@@ -14,7 +14,6 @@ use crate::link::{DoorBit, Estate, LaneId, Line, Link};
 use crate::memory::layout::{Bell, CELL, Cell, Doorbell, ReceiverBlock, SegmentRef, SenderBlock};
 use crate::memory::ring::HandBack;
 use crate::memory::shared::{Place, Shared};
-use crate::message::ShmMessage;
 use crate::sync::Ordering;
 use crate::wait::{Ringer, Sleeper};
 
@@ -100,13 +99,14 @@ pub(crate) fn offer_end(
 
 /// Joins our side with the peer's, whose every reference is checked first.
 ///
-/// `S` is what we send and `R` what we receive.
-pub(crate) fn complete<S: ShmMessage, R: ShmMessage>(
+/// `aligns` are those of what we send and of what we receive.
+pub(crate) fn complete(
     node: &Arc<Node>,
     link: &Arc<Link>,
     (line, id): (&Arc<Line>, LaneId),
     near: Near,
     their: &End,
+    (sent, received): (usize, usize),
     grows_when_full: bool,
 ) -> Result<(Option<Outbox>, Option<Inbox>), Fault> {
     let unpaired = Fault::Control {
@@ -121,30 +121,41 @@ pub(crate) fn complete<S: ShmMessage, R: ShmMessage>(
         let bell = lay::<Bell>(link, their.bell.0.into())?;
         Ok(Ringer::new(bell, their.bell.1, link.clone()))
     };
+    let mut requests = None;
     let inbox = match (near.receives, their.sends) {
         (Some(block), Some(sending)) => {
             let one_way = near.sends.is_none();
             let (sender, cells) = lay_their_sending(link, sending.cells.into(), one_way)?;
+            requests = Some(sender.clone());
             let end = Box::new(ReceivingEnd(link.clone(), id));
             let back = HandBack::new(block, sender, ringer()?, node.origin(), end);
-            Some(Inbox::new::<R>(cells, back, (link.clone(), line.clone())))
+            Some(Inbox::new(
+                cells,
+                received,
+                back,
+                (link.clone(), line.clone()),
+            ))
         }
         _ => None,
     };
     let outbox = match (near.sends, their.receives) {
-        (Some((block, cells)), Some(receives)) => Some(Outbox::new::<S>(OutboxParts {
-            node: node.clone(),
-            link: link.clone(),
-            line: line.clone(),
-            id,
-            block,
-            cells,
-            receiver: lay(link, receives.into())?,
-            ringer: ringer()?,
-            door: near.door,
-            sleeper: near.sleeper,
-            grows_when_full,
-        })),
+        (Some((block, cells)), Some(receives)) => {
+            let parts = OutboxParts {
+                node: node.clone(),
+                link: link.clone(),
+                line: line.clone(),
+                id,
+                block,
+                cells,
+                receiver: lay(link, receives.into())?,
+                ringer: ringer()?,
+                door: near.door,
+                sleeper: near.sleeper,
+                requests,
+                grows_when_full,
+            };
+            Some(Outbox::new(parts, sent))
+        }
         _ => None,
     };
     Ok((outbox, inbox))

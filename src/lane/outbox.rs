@@ -22,16 +22,59 @@ use crate::link::node::Node;
 use crate::link::{DoorBit, LaneId, Line, Link};
 use crate::memory::arena::Block;
 use crate::memory::layout::{
-    CELL, Cell, Kind, MOST_CELLS, ReceiverBlock, SegmentRef, SenderBlock, cells_for,
+    CELL, Cell, Envelope, Kind, MOST_CELLS, ReceiverBlock, SegmentRef, SenderBlock, cells_for,
 };
 use crate::memory::ring::{NoRoom, Producer, Space};
 use crate::memory::shared::Shared;
-use crate::message::{EncodeError, Loans, ShmMessage, Wanted, layout_of};
+use crate::message::{EncodeError, Loans, ShmMessage, Wanted};
 use crate::sys::fork::Origin;
 use crate::wait::attend::Rung;
 use crate::wait::{Ringer, Sleeper, Wait};
 
 const REFERENCE: usize = size_of::<SegmentRef>();
+
+/// What a message is, and which call it belongs to.
+#[derive(Clone, Copy)]
+pub(crate) struct To {
+    pub(crate) tag: u16,
+    kind: Kind,
+    envelope: Envelope,
+}
+
+impl To {
+    /// A message of this tag, and no more to say.
+    #[inline(always)]
+    pub(crate) fn tag(tag: u16) -> To {
+        To::kind(tag, Kind::Inline)
+    }
+
+    /// An item of a stream.
+    pub(crate) fn stream(tag: u16) -> To {
+        To::kind(tag, Kind::Item)
+    }
+
+    /// An error of the service's own type.
+    pub(crate) fn error(tag: u16) -> To {
+        To::kind(tag, Kind::Error)
+    }
+
+    /// A request that says more of itself.
+    pub(crate) fn envelope(tag: u16, envelope: Envelope) -> To {
+        To {
+            envelope,
+            ..To::kind(tag, Kind::Call)
+        }
+    }
+
+    #[inline(always)]
+    fn kind(tag: u16, kind: Kind) -> To {
+        To {
+            tag,
+            kind,
+            envelope: Envelope::default(),
+        }
+    }
+}
 
 /// What an outbox is made of.
 pub(crate) struct OutboxParts {
@@ -45,6 +88,8 @@ pub(crate) struct OutboxParts {
     pub(crate) ringer: Ringer,
     pub(crate) door: Option<DoorBit>,
     pub(crate) sleeper: Arc<Sleeper>,
+    /// On a lane of replies: where its caller cancels requests.
+    pub(crate) requests: Option<Shared<SenderBlock>>,
     /// Whether a full ring can only mean that views are held, so that it should grow.
     pub(crate) grows_when_full: bool,
 }
@@ -70,8 +115,8 @@ pub(crate) struct Outbox {
     most: usize,
     /// How many bytes of the slab this lane may have out at once.
     budget: usize,
-    /// Where a message starts behind its record: behind the header, on its own alignment.
-    start: usize,
+    /// The alignment of every message of this lane.
+    align: usize,
 }
 
 /// Why a message was not sent at once.
@@ -104,8 +149,8 @@ impl From<SendError> for Stop {
 }
 
 impl Outbox {
-    /// An outbox for messages of type `S`.
-    pub(crate) fn new<S: ShmMessage>(parts: OutboxParts) -> Outbox {
+    /// An outbox for messages of this alignment.
+    pub(crate) fn new(parts: OutboxParts, align: usize) -> Outbox {
         Outbox {
             ring: ManuallyDrop::new(Producer::new(parts.cells.clone(), parts.receiver.clone())),
             origin: parts.node.origin(),
@@ -118,7 +163,7 @@ impl Outbox {
             last: 1,
             most: parts.node.config().max_message,
             budget: parts.node.config().memory_limit / 8,
-            start: layout_of::<S>().align,
+            align,
             parts,
         }
     }
@@ -137,9 +182,9 @@ impl Outbox {
     ///
     /// [`SendError::Full`] where room will come when the receiver hands back; the others for good.
     #[inline(always)]
-    pub(crate) fn try_send<T: ShmMessage>(&mut self, value: &T, tag: u16) -> Result<(), SendError> {
+    pub(crate) fn try_send<T: ShmMessage>(&mut self, value: &T, to: To) -> Result<(), SendError> {
         loop {
-            match self.send_now(value, tag) {
+            match self.send_now(value, to) {
                 Ok(()) => return Ok(()),
                 Err(Stop::Again) => {}
                 Err(Stop::Wait) => return Err(SendError::Full),
@@ -153,59 +198,65 @@ impl Outbox {
     pub(crate) fn send<T: ShmMessage>(
         &mut self,
         value: &T,
-        tag: u16,
+        to: To,
         wait: Wait,
         deadline: Option<Instant>,
     ) -> Result<(), SendError> {
         loop {
-            match self.send_now(value, tag) {
+            match self.send_now(value, to) {
                 Ok(()) => return Ok(()),
                 Err(Stop::Again) => {}
-                Err(Stop::Wait) => self.wait_for_room(wait, deadline)?,
+                Err(Stop::Wait) => self.wait_for_room(to, wait, deadline)?,
                 Err(Stop::Never(error)) => return Err(error),
             }
         }
     }
 
     #[inline(always)]
-    fn send_now<T: ShmMessage>(&mut self, value: &T, tag: u16) -> Result<(), Stop> {
+    fn send_now<T: ShmMessage>(&mut self, value: &T, to: To) -> Result<(), Stop> {
         if self.origin.is_forked() {
             return Err(Stop::Never(SendError::Forked));
         }
         if self.parts.line.is_closed() {
             return Err(Stop::Never(self.closed()));
         }
-        let start = self.start;
-        if self.was_large && self.send_large_again(value, tag)?.is_some() {
+        let start = to.kind.start(self.align);
+        if to.kind == Kind::Item && self.is_behind(to.tag)? {
+            return Err(Stop::Wait);
+        }
+        if self.was_large && self.send_large_again(value, to)?.is_some() {
             return Ok(());
         }
-        if self.was_around && self.send_around_again(value, tag)?.is_some() {
+        if self.was_around && self.send_around_again(value, to)?.is_some() {
             return Ok(());
         }
-        if self.last == 1 {
+        if self.last == 1 && to.kind != Kind::Call {
             let mut stage = Stage::default();
             let len = stage.encode(value, start)?;
             if start + len <= CELL {
-                if let Some(space) = self.ring.one() {
+                if let Some(space) = self.ring.one().filter(|_| to.kind == Kind::Inline) {
                     stage.copy_to(&space);
-                    self.ring.publish_one(&space, (len as u16, tag));
+                    self.ring.publish_one(&space, (len as u16, to.tag));
                     self.signal();
                     return Ok(());
                 }
-                return self.publish_staged(&stage, start, len, tag);
+                return self.publish_staged(&stage, start, len, to);
             }
         }
-        let mut space = self.ring.here(MOST_INLINE / CELL);
-        if space.bytes() < self.last * CELL {
+        // The last cells of a lane of replies are for answers of one cell, so that none is left out.
+        let is_short = self.parts.grows_when_full && self.ring.is_crowded();
+        let most = if is_short { 1 } else { MOST_INLINE / CELL };
+        let mut space = self.ring.here(most);
+        if space.bytes() < self.last * CELL && !is_short {
             space = self.space_for_another()?;
         }
         let capacity = space.bytes().saturating_sub(start);
         let mut loans = Loans::None;
         let needed = encode_at(value, &space, start, &mut loans)?;
         if needed <= capacity && start <= space.bytes() {
-            return self.publish_inline(&space, start, needed, tag);
+            return self.publish_inline(&space, start, needed, to);
         }
-        self.send_elsewhere(value, start, needed, loans.into_wanted(), tag)
+        self.send_elsewhere(value, start, needed, loans.into_wanted(), to)
     }
 
     /// Cells for a message as long as the last one, where the row from the reserved cell on is too
@@ -227,11 +278,11 @@ impl Outbox {
         stage: &Stage,
         start: usize,
         len: usize,
-        tag: u16,
+        to: To,
     ) -> Result<(), Stop> {
         let space = self.ring.here(1);
         stage.copy_to(&space);
-        self.publish_inline(&space, start, len, tag)
+        self.publish_inline(&space, start, len, to)
     }
 
     #[inline(always)]
@@ -240,9 +291,12 @@ impl Outbox {
         space: &Space,
         start: usize,
         len: usize,
-        tag: u16,
+        to: To,
     ) -> Result<(), Stop> {
-        let record = (Kind::Inline, len as u16, tag);
+        if to.kind == Kind::Call {
+            write_behind_header(space, bytes_of(&to.envelope));
+        }
+        let record = (to.kind, len as u16, to.tag);
         let cells = cells_for(start, len);
         self.last = cells;
         match self.ring.publish(space, record, cells, None) {
@@ -287,14 +341,17 @@ impl Outbox {
         start: usize,
         needed: usize,
         wanted: Option<Wanted>,
-        tag: u16,
+        to: To,
     ) -> Result<(), Stop> {
         self.check_size(needed)?;
         self.collect()?;
         if needed > MOST_INLINE || wanted.is_some() {
-            return self.send_large(value, needed, wanted, tag);
+            return self.send_large(value, needed, wanted, to);
         }
         let cells = cells_for(start, needed);
+        if cells > 1 && self.parts.grows_when_full && self.ring.is_crowded() {
+            return self.send_large(value, needed, None, to);
+        }
         if cells * 4 > self.ring.longest_row() {
             self.grow((cells * 4).next_multiple_of(64))?;
         }
@@ -306,12 +363,15 @@ impl Outbox {
             self.ring.elsewhere(cells)
         };
         let Ok(space) = space else {
-            return self.send_large(value, needed, None, tag);
+            return self.send_large(value, needed, None, to);
         };
         let written = encode_at(value, &space, start, &mut Loans::None)?;
         unchanged(written, needed)?;
+        if to.kind == Kind::Call {
+            write_behind_header(&space, bytes_of(&to.envelope));
+        }
         self.ring
-            .publish(&space, (Kind::Inline, needed as u16, tag), cells, None)?;
+            .publish(&space, (to.kind, needed as u16, to.tag), cells, None)?;
         self.was_large = false;
         self.signal();
         Ok(())

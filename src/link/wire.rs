@@ -71,17 +71,18 @@ pub(crate) struct End {
 }
 
 /// The types of a port, by their fingerprints.
-#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Types {
     pub(crate) request: u128,
-    pub(crate) reply: Option<u128>,
+    /// Of replies, items and errors; none on a one-way lane.
+    pub(crate) answers: Vec<u128>,
 }
 
 /// The canonical bytes of the schemas of a port.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Schemas {
     pub(crate) request: Vec<u8>,
-    pub(crate) reply: Option<Vec<u8>>,
+    pub(crate) answers: Vec<Vec<u8>>,
 }
 
 /// Why a port was not opened.
@@ -178,7 +179,7 @@ mod tests {
         };
         let types = Types {
             request: 7,
-            reply: Some(9),
+            answers: vec![9, 10, 11],
         };
         Control::Open {
             lane: 2,

@@ -30,6 +30,12 @@ pub(crate) const HEADER: usize = 8;
 /// The most cells a lane can have, over all its extents.
 pub(crate) const MOST_CELLS: usize = 1024;
 
+/// The most requests of one lane that are not answered yet: each has a bit in [`SenderBlock`].
+pub(crate) const MOST_OPEN: usize = 448;
+
+/// The most bytes of a record that says why there is no message.
+pub(crate) const MOST_REASON: usize = 256;
+
 /// The most lanes that one doorbell tells apart. A model has few: each word is one more to follow.
 pub(crate) const DOORBELL_LANES: usize = if cfg!(loom) { 64 } else { 4096 };
 
@@ -50,6 +56,8 @@ pub(crate) struct SenderBlock {
     /// Odd while the sender waits for room; a new number each time it starts to. 64 bits, so that
     /// no number ever comes again.
     pub(crate) starving: AtomicU64,
+    /// One bit a tag: set while the request that bears it is cancelled.
+    pub(crate) cancelled: [AtomicU64; MOST_OPEN / 64],
 }
 
 /// The receiver's side of a lane.
@@ -105,6 +113,7 @@ mod heap {
         pub(crate) fn new() -> SenderBlock {
             SenderBlock {
                 starving: AtomicU64::new(0),
+                cancelled: zeros(),
             }
         }
     }
@@ -147,6 +156,7 @@ mod sizes {
     use super::*;
     const_assert_eq!(size_of::<Cell>(), CELL);
     const_assert_eq!(size_of::<SenderBlock>(), 64);
+    const_assert_eq!(std::mem::offset_of!(SenderBlock, cancelled), 8);
     const_assert_eq!(size_of::<Bell>(), 64);
     const_assert_eq!(size_of::<ReceiverBlock>(), 64 + 128);
     const_assert_eq!(std::mem::offset_of!(ReceiverBlock, attend), 0);
@@ -168,8 +178,26 @@ pub(crate) struct SegmentRef {
 const_assert_eq!(size_of::<SegmentRef>(), 24);
 const_assert_eq!(std::mem::offset_of!(SegmentRef, offset), 8);
 const_assert_eq!(std::mem::offset_of!(SegmentRef, len), 16);
-// A reference and its header fit one cell.
-const_assert!(HEADER + size_of::<SegmentRef>() <= CELL);
+
+/// What a request says of itself beside its message: zero stands for nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Envelope {
+    /// When its caller waits no longer, in nanoseconds of the monotonic clock.
+    pub(crate) deadline: u64,
+    /// When it was published, on the same clock.
+    pub(crate) published: u64,
+    /// The trace that it belongs to.
+    pub(crate) trace: u64,
+    /// The span of the caller's in that trace.
+    pub(crate) span: u64,
+}
+const_assert_eq!(size_of::<Envelope>(), 32);
+const_assert_eq!(std::mem::offset_of!(Envelope, published), 8);
+const_assert_eq!(std::mem::offset_of!(Envelope, trace), 16);
+const_assert_eq!(std::mem::offset_of!(Envelope, span), 24);
+// A header, a reference and an envelope fit one cell.
+const_assert!(HEADER + size_of::<SegmentRef>() + size_of::<Envelope>() <= CELL);
 
 /// What a record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,11 +211,42 @@ pub(crate) enum Kind {
     Jump = 3,
     /// A [`SegmentRef`] to new cells of this lane, numbered on from those it had.
     Extend = 4,
-    /// No message came of it: one byte says why.
+    /// No message came of it: one byte says why, and text may follow.
     Failed = 5,
+    /// As [`Inline`](Self::Inline): an item of a stream, which goes on.
+    Item = 6,
+    /// As [`Block`](Self::Block): an item of a stream.
+    ItemBlock = 7,
+    /// As [`Inline`](Self::Inline): an error of the service's own type.
+    Error = 8,
+    /// As [`Block`](Self::Block): an error of the service's own type.
+    ErrorBlock = 9,
+    /// An [`Envelope`] behind the header, and then the archived message.
+    Call = 10,
+    /// A [`SegmentRef`] to the archived message, and then its [`Envelope`].
+    CallBlock = 11,
 }
 
 impl Kind {
+    /// The same, with its message in the slab.
+    pub(crate) fn in_block(self) -> Kind {
+        match self {
+            Kind::Item => Kind::ItemBlock,
+            Kind::Error => Kind::ErrorBlock,
+            Kind::Call => Kind::CallBlock,
+            _ => Kind::Block,
+        }
+    }
+
+    /// Where a message in the cells starts behind its record's start, on this alignment.
+    #[inline(always)]
+    pub(crate) fn start(self, align: usize) -> usize {
+        match self {
+            Kind::Call => (HEADER + size_of::<Envelope>()).next_multiple_of(align),
+            _ => HEADER.next_multiple_of(align),
+        }
+    }
+
     fn from_bits(bits: u64) -> Option<Kind> {
         Some(match bits {
             1 => Kind::Inline,
@@ -195,6 +254,12 @@ impl Kind {
             3 => Kind::Jump,
             4 => Kind::Extend,
             5 => Kind::Failed,
+            6 => Kind::Item,
+            7 => Kind::ItemBlock,
+            8 => Kind::Error,
+            9 => Kind::ErrorBlock,
+            10 => Kind::Call,
+            11 => Kind::CallBlock,
             _ => return None,
         })
     }

@@ -21,6 +21,8 @@ pub mod private;
 mod scratch;
 mod writer;
 
+use std::fmt;
+
 use rkyv::bytecheck::CheckBytes;
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -83,6 +85,12 @@ pub trait ShmMessage:
     fn layouts() -> &'static Layouts;
 }
 
+/// What cannot be sent: the items of a service without a stream, and the errors of one without errors.
+#[derive(Debug, shmbus_derive::ShmMessage)]
+pub struct Nothing {
+    _private: (),
+}
+
 /// A message that is answered: a request of a service.
 ///
 /// Implemented by the derive for a type with `#[shm(service = "…", reply = …)]`.
@@ -109,6 +117,10 @@ pub trait ShmMessage:
 pub trait ShmRequest: ShmMessage {
     /// What the service answers.
     type Reply: ShmMessage;
+    /// What it sends before that, where the answer is a stream: `stream = Type`.
+    type Item: ShmMessage;
+    /// What it answers where it has no reply: `error = Type`.
+    type Error: ShmMessage + fmt::Debug;
     /// The name of the service: 1 to 100 bytes, without `/` and NUL.
     const SERVICE: &'static str;
 }

@@ -10,16 +10,25 @@ use std::time::{Duration, Instant};
 
 use bytemuck::Pod;
 
+use super::MOST_HELD;
+use super::calls::Calls;
 use super::connect::{Closer, Connected, connect};
-use super::{Failure, MOST_HELD};
+use super::contract::Contract;
+use super::failure::{unanswered, unreadable};
+use super::items::Items;
 use crate::bus::Shared as BusShared;
-use crate::error::{CallError, ConnectError, SendError};
-use crate::lane::{Bulk, Bytes, Held, Inbox, Message, Outbox, Received, View};
-use crate::message::ShmRequest;
+use crate::error::{CallError, ConnectError, Fault, SendError};
+use crate::lane::{Bulk, Bytes, Held, Inbox, Message, Outbox, Received, Role, To, View};
+use crate::memory::layout::Envelope;
+use crate::message::{ShmMessage, ShmRequest};
+use crate::sys::clock;
 use crate::wait::{Patience, Sleeper, Step, Wait};
 
 /// How often the lane is looked at before all else is: no longer than a cache line takes to come.
 const GLANCES: usize = 16;
+
+/// Why a call of this service has no reply.
+pub(super) type Error<R> = CallError<<R as ShmRequest>::Error>;
 
 /// Calls a service: sends requests, and borrows the replies.
 ///
@@ -31,7 +40,7 @@ pub struct Client<R: ShmRequest> {
     inbox: RefCell<Inbox>,
     /// How many cells of replies are held as views.
     held: Cell<usize>,
-    tag: Cell<u16>,
+    calls: RefCell<Calls>,
     wait: Wait,
     sleeper: Arc<Sleeper>,
     _closer: Closer,
@@ -45,7 +54,8 @@ impl<R: ShmRequest> Client<R> {
         deadline: Option<Instant>,
     ) -> Result<Client<R>, ConnectError> {
         let node = bus.node();
-        let connected = connect::<R, R::Reply>(node, R::SERVICE, true, deadline)?;
+        let contract = Contract::service::<R>();
+        let connected = connect(node, R::SERVICE, &contract, deadline)?;
         let Connected {
             outbox,
             inbox,
@@ -62,7 +72,7 @@ impl<R: ShmRequest> Client<R> {
             outbox: RefCell::new(outbox),
             inbox: RefCell::new(inbox),
             held: Cell::new(0),
-            tag: Cell::new(0),
+            calls: RefCell::default(),
             wait: node.config().wait,
             sleeper,
             _closer: closer,
@@ -187,7 +197,7 @@ impl<R: ShmRequest> Client<R> {
     /// # Ok(()) }
     /// ```
     #[inline]
-    pub fn call(&self, request: &R) -> Result<View<'_, R::Reply>, CallError> {
+    pub fn call(&self, request: &R) -> Result<View<'_, R::Reply>, Error<R>> {
         self.call_until(request, None)
     }
 
@@ -221,8 +231,73 @@ impl<R: ShmRequest> Client<R> {
         &self,
         request: &R,
         timeout: Duration,
-    ) -> Result<View<'_, R::Reply>, CallError> {
+    ) -> Result<View<'_, R::Reply>, Error<R>> {
         self.call_until(request, Instant::now().checked_add(timeout))
+    }
+
+    /// Sends a request, and returns the stream of items that the server answers with.
+    ///
+    /// Dropping the stream cancels the call. Other calls of this client may be made meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// As [`call`](Self::call), as far as they come from sending.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use shmbus::{Bus, ShmMessage};
+    ///
+    /// #[derive(ShmMessage)]
+    /// #[shm(service = "count", stream = Number, reply = Sum)]
+    /// struct Count { to: u32 }
+    ///
+    /// #[derive(ShmMessage)]
+    /// struct Number { value: u32 }
+    ///
+    /// #[derive(ShmMessage)]
+    /// struct Sum { value: u32 }
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-stream")?;
+    /// let mut server = bus.server::<Count>()?;
+    /// # let serving = std::thread::spawn(move || -> Result<(), shmbus::SendError> {
+    /// # while let Ok(Some(call)) = server.next() {
+    /// let mut sum = 0;
+    /// for value in 1..=call.to.to_native() {
+    ///     call.send(&Number { value })?;
+    ///     sum += value;
+    /// }
+    /// call.reply(&Sum { value: sum })?;
+    /// # }
+    /// # Ok(()) });
+    ///
+    /// let client = bus.client::<Count>()?;
+    /// let mut numbers = client.stream(&Count { to: 3 })?;
+    /// let mut values = Vec::new();
+    /// for number in &mut numbers {
+    ///     values.push(number?.value.to_native());
+    /// }
+    /// assert_eq!(values, [1, 2, 3]);
+    /// assert_eq!(numbers.finish()?.value, 6);
+    /// # bus.close();
+    /// # serving.join().expect("the server does not panic")?;
+    /// # Ok(()) }
+    /// ```
+    pub fn stream(&self, request: &R) -> Result<Items<'_, R>, Error<R>> {
+        let tag = self.begin(request, None)?;
+        Ok(Items::new(self, tag, None))
+    }
+
+    /// As [`stream`](Self::stream), with at most so long until its end.
+    ///
+    /// # Errors
+    ///
+    /// As [`stream`](Self::stream).
+    pub fn stream_timeout(&self, request: &R, timeout: Duration) -> Result<Items<'_, R>, Error<R>> {
+        let deadline = Instant::now().checked_add(timeout);
+        let tag = self.begin(request, deadline)?;
+        Ok(Items::new(self, tag, deadline))
     }
 
     #[inline(always)]
@@ -230,29 +305,45 @@ impl<R: ShmRequest> Client<R> {
         &self,
         request: &R,
         deadline: Option<Instant>,
-    ) -> Result<View<'_, R::Reply>, CallError> {
-        let held = self.held.get() + self.inbox.borrow().back().kept();
-        if held > MOST_HELD {
-            return Err(CallError::ViewsHeld { held });
-        }
-        let tag = self.tag.get().wrapping_add(1);
-        self.tag.set(tag);
-        self.outbox
-            .borrow_mut()
-            .send(request, tag, self.wait, deadline)?;
-        let Message { record, segment } = self.wait_for(tag, deadline)?;
-        let archived = self.inbox.borrow_mut().validate::<R::Reply>(record);
-        let held = Held::new(&self.inbox, &self.held, record, segment);
-        match archived {
-            // SAFETY: 1. it is what validation of this very message returned.
-            Some(archived) => Ok(unsafe { held.view(archived) }),
-            None => Err(self.lost()),
+    ) -> Result<View<'_, R::Reply>, Error<R>> {
+        let tag = self.begin(request, deadline)?;
+        match self.wait_for(tag, deadline) {
+            Ok(message) => self.end(tag, message),
+            Err(error) => {
+                self.abandon(tag);
+                Err(error)
+            }
         }
     }
 
-    /// Waits for the reply with this tag. Replies to calls that were given up come before it.
+    /// Sends a request, and returns its tag.
     #[inline(always)]
-    fn wait_for(&self, tag: u16, deadline: Option<Instant>) -> Result<Message, CallError> {
+    pub(super) fn begin(&self, request: &R, deadline: Option<Instant>) -> Result<u16, Error<R>> {
+        let mut calls = self.calls.borrow_mut();
+        let held = self.held.get() + self.inbox.borrow().back().kept();
+        // Each call that is not answered yet needs a cell for its answer.
+        let open = calls.open();
+        if held + open > MOST_HELD {
+            return Err(CallError::ViewsHeld { held });
+        }
+        let tag = calls.next().ok_or(CallError::TooMany { open })?;
+        let mut outbox = self.outbox.borrow_mut();
+        outbox.uncancel(tag);
+        let to = deadline.map_or(To::tag(tag), |moment| say(tag, moment));
+        outbox.send(request, to, self.wait, deadline)?;
+        calls.sent(tag);
+        Ok(tag)
+    }
+
+    /// Waits for the next message of a call, if none has come while another was waited for.
+    #[inline(always)]
+    pub(super) fn next(&self, tag: u16, deadline: Option<Instant>) -> Result<Message, Error<R>> {
+        let came = self.calls.borrow_mut().take(tag);
+        came.map_or_else(|| self.wait_for(tag, deadline), Ok)
+    }
+
+    #[inline(always)]
+    fn wait_for(&self, tag: u16, deadline: Option<Instant>) -> Result<Message, Error<R>> {
         let mut patience = Patience::new(self.wait, deadline);
         let mut inbox = self.inbox.borrow_mut();
         loop {
@@ -267,28 +358,93 @@ impl<R: ShmRequest> Client<R> {
                 self.pause(&mut inbox, &mut patience)?;
                 continue;
             };
-            let Received {
-                cell,
-                tag: of,
-                failed,
-                ..
-            } = message.record;
-            if of != tag {
-                // Of a call that was given up. A server that sends nothing else gains no time.
-                inbox.hand_back(cell, false);
-                self.pause(&mut inbox, &mut patience)?;
-            } else if failed != 0 {
-                inbox.hand_back(cell, false);
-                return Err(failure(&inbox, failed));
-            } else {
+            if message.record.tag == tag {
                 return Ok(message);
+            }
+            self.put_aside(&mut inbox, message);
+            // A server that sends nothing else gains no time by it.
+            self.pause(&mut inbox, &mut patience)?;
+        }
+    }
+
+    /// Keeps a message for another call, if somebody waits for that.
+    #[cold]
+    fn put_aside(&self, inbox: &mut Inbox, message: Message) {
+        match self.calls.borrow_mut().keep(message) {
+            Ok(None) => {}
+            Ok(Some(nobodys)) => give_back(inbox, &nobodys),
+            Err(fault) => inbox.refuse(fault),
+        }
+    }
+
+    /// The last word on a call: its reply, or why there is none.
+    #[inline(always)]
+    pub(super) fn end(&self, tag: u16, message: Message) -> Result<View<'_, R::Reply>, Error<R>> {
+        self.calls.borrow_mut().end(tag);
+        if message.record.role == Role::Message {
+            return self.view(message);
+        }
+        Err(self.failure(message))
+    }
+
+    /// Validates a message, and borrows it.
+    #[inline(always)]
+    pub(super) fn view<T: ShmMessage>(&self, message: Message) -> Result<View<'_, T>, Error<R>> {
+        let Message { record, segment } = message;
+        let archived = self.inbox.borrow_mut().validate::<T>(record);
+        let held = Held::new(&self.inbox, &self.held, record, segment);
+        match archived {
+            // SAFETY: 1. it is what validation of this very message returned.
+            Some(archived) => Ok(unsafe { held.view(archived) }),
+            None => Err(self.lost()),
+        }
+    }
+
+    #[cold]
+    fn failure(&self, message: Message) -> Error<R> {
+        let Received { role, failed, .. } = message.record;
+        let mut inbox = self.inbox.borrow_mut();
+        match role {
+            Role::Error => {
+                drop(inbox);
+                match self.view::<R::Error>(message).map(|error| error.to_value()) {
+                    Ok(Ok(error)) => CallError::Service(error),
+                    Ok(Err(_)) => unreadable(self.server_pid()),
+                    Err(error) => error,
+                }
+            }
+            Role::Failed => {
+                let text = inbox.text(message.record);
+                give_back(&mut inbox, &message);
+                unanswered(inbox.link().pid(), failed, text)
+            }
+            Role::Message | Role::Item | Role::Call => {
+                give_back(&mut inbox, &message);
+                inbox.refuse(Fault::Control {
+                    what: "an item of no stream",
+                });
+                lost(&inbox)
             }
         }
     }
 
-    /// Nothing has come: waits a little, or sleeps.
+    /// Cancels a call: nobody waits for its answer any more.
+    #[cold]
+    pub(super) fn abandon(&self, tag: u16) {
+        let mut inbox = self.inbox.borrow_mut();
+        let (came, ended) = self.calls.borrow_mut().drop(tag);
+        for message in &came {
+            give_back(&mut inbox, message);
+        }
+        inbox.flush();
+        if !ended {
+            self.outbox.borrow_mut().cancel(tag);
+            inbox.back().nudge();
+        }
+    }
+
     #[inline(never)]
-    fn pause(&self, inbox: &mut Inbox, patience: &mut Patience) -> Result<(), CallError> {
+    fn pause(&self, inbox: &mut Inbox, patience: &mut Patience) -> Result<(), Error<R>> {
         // In this order: what came before the end is still taken.
         if inbox.line().is_closed() && !inbox.is_ready() {
             return Err(lost(inbox));
@@ -317,7 +473,7 @@ impl<R: ShmRequest> Client<R> {
         inbox.watch();
     }
 
-    fn lost(&self) -> CallError {
+    fn lost(&self) -> Error<R> {
         lost(&self.inbox.borrow())
     }
 
@@ -405,17 +561,23 @@ impl<R: ShmRequest> Client<R> {
     }
 }
 
+/// How a request says when its caller waits no longer.
 #[cold]
-fn failure(inbox: &Inbox, why: u8) -> CallError {
-    let pid = inbox.link().pid();
-    match Failure::text(why) {
-        Some(what) => CallError::Failed { pid, what },
-        None => CallError::Unanswered { pid },
-    }
+fn say(tag: u16, deadline: Instant) -> To {
+    let envelope = Envelope {
+        deadline: clock::nanos_of(deadline),
+        published: clock::now(),
+        ..Envelope::default()
+    };
+    To::envelope(tag, envelope)
+}
+
+fn give_back(inbox: &mut Inbox, message: &Message) {
+    inbox.hand_back(message.record.cell, message.segment.is_some());
 }
 
 #[cold]
-fn lost(inbox: &Inbox) -> CallError {
+fn lost<E>(inbox: &Inbox) -> CallError<E> {
     CallError::Lost {
         pid: inbox.link().pid(),
         fault: inbox.link().fault(),

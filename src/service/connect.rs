@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::contract::Contract;
 use crate::error::{ConnectError, OpenError};
 use crate::lane::{Inbox, Outbox, complete, offer_end};
 use crate::link::node::{Node, Reach};
-use crate::link::wire::{Control, Refusal, Schemas, Types};
+use crate::link::wire::{Control, Refusal};
 use crate::link::{HANDSHAKE, LaneId, Line, Link};
-use crate::message::{ShmMessage, layout_of};
-use crate::schema::{Difference, Schema, diff};
 use crate::wait::Sleeper;
 
 /// A lane pair that is open.
@@ -38,56 +37,18 @@ impl Drop for Closer {
     }
 }
 
-/// The types of a port that receives `T` and replies with `R`, if it replies.
-pub(crate) fn types_of<T: ShmMessage, R: ShmMessage>(replies: bool) -> Types {
-    let reply = replies.then(|| layout_of::<R>().fingerprint);
-    Types {
-        request: layout_of::<T>().fingerprint,
-        reply,
-    }
-}
-
-/// The schemas of such a port.
-pub(crate) fn schemas_of<T: ShmMessage, R: ShmMessage>(replies: bool) -> Schemas {
-    let reply = replies.then(|| layout_of::<R>().schema.to_bytes());
-    Schemas {
-        request: layout_of::<T>().schema.to_bytes(),
-        reply,
-    }
-}
-
-/// How the schemas of a peer differ from those of such a port of ours.
-pub(crate) fn differences<T: ShmMessage, R: ShmMessage>(
-    replies: bool,
-    theirs: &Schemas,
-) -> Vec<Difference> {
-    let ours = schemas_of::<T, R>(replies);
-    let mut all = compare(&ours.request, &theirs.request);
-    if let (Some(ours), Some(theirs)) = (&ours.reply, &theirs.reply) {
-        all.extend(compare(ours, theirs));
-    }
-    all
-}
-
-fn compare(ours: &[u8], theirs: &[u8]) -> Vec<Difference> {
-    match (Schema::from_bytes(ours), Schema::from_bytes(theirs)) {
-        (Ok(ours), Ok(theirs)) => diff(&ours, &theirs),
-        _ => Vec::new(),
-    }
-}
-
 /// Opens lanes to the port `name`, waiting for it to appear until the deadline, if there is one.
-pub(crate) fn connect<T: ShmMessage, R: ShmMessage>(
+pub(crate) fn connect(
     node: &Arc<Node>,
     name: &str,
-    replies: bool,
+    contract: &Contract,
     deadline: Option<Instant>,
 ) -> Result<Connected, ConnectError> {
     node.check_fork()?;
     crate::link::place::check_name(name)?;
     let mut pause = Duration::from_micros(200);
     loop {
-        let result = try_connect::<T, R>(node, name, replies);
+        let result = try_connect(node, name, contract);
         let retry = match &result {
             // Nobody yet; or a server that ends right now, as its lock will show.
             Err(ConnectError::NoServer { .. } | ConnectError::Lost { .. }) => true,
@@ -129,10 +90,10 @@ fn no_server(node: &Node, name: &str) -> ConnectError {
     }
 }
 
-fn try_connect<T: ShmMessage, R: ShmMessage>(
+fn try_connect(
     node: &Arc<Node>,
     name: &str,
-    replies: bool,
+    contract: &Contract,
 ) -> Result<Connected, ConnectError> {
     let link = match node.reach() {
         Reach::Name { place, .. } => {
@@ -151,29 +112,28 @@ fn try_connect<T: ShmMessage, R: ShmMessage>(
         });
     }
     let sleeper = node.new_sleeper()?;
-    open_lane::<T, R>(node, &link, name, replies, sleeper)
+    open_lane(node, &link, name, contract, sleeper)
 }
 
-fn open_lane<T: ShmMessage, R: ShmMessage>(
+fn open_lane(
     node: &Arc<Node>,
     link: &Arc<Link>,
     name: &str,
-    replies: bool,
+    contract: &Contract,
     sleeper: Arc<Sleeper>,
 ) -> Result<Connected, ConnectError> {
     let lost = || ConnectError::Lost {
         pid: link.pid(),
         fault: link.fault(),
     };
-    let offered = offer_end(node, link, &sleeper, (true, replies), Some(name))?;
+    let offered = offer_end(node, link, &sleeper, (true, contract.replies()), Some(name))?;
     let line = Line::new(sleeper.clone());
     let id = link.new_lane(line.clone(), offered.estate);
     let closer = Closer::new(link.clone(), id);
-    let types = types_of::<T, R>(replies);
     let open = Control::Open {
         lane: id.number,
         name: name.to_owned(),
-        types,
+        types: contract.types(),
         end: offered.end,
     };
     link.say(&open).map_err(|_| lost())?;
@@ -187,12 +147,11 @@ fn open_lane<T: ShmMessage, R: ShmMessage>(
             });
         }
         Some(Err(Refusal::Layout(schemas))) => {
-            let ours = schemas_of::<T, R>(replies);
             let _ = link.say(&Control::Differs {
                 name: name.to_owned(),
-                schemas: ours,
+                schemas: contract.schemas(),
             });
-            let differences = differences::<T, R>(replies, &schemas);
+            let differences = contract.differences(&schemas);
             let service = name.to_owned();
             return Err(ConnectError::Layout {
                 service,
@@ -208,7 +167,15 @@ fn open_lane<T: ShmMessage, R: ShmMessage>(
             });
         }
     };
-    let joined = complete::<T, R>(node, link, (&line, id), offered.near, &theirs, false);
+    let joined = complete(
+        node,
+        link,
+        (&line, id),
+        offered.near,
+        &theirs,
+        contract.aligns(),
+        false,
+    );
     let (outbox, inbox) = joined.map_err(|fault| {
         link.die(Some(fault));
         lost()

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use bytemuck::Pod;
 
 use super::connect::{Closer, Connected, connect};
+use super::contract::Contract;
 use super::hub::Hub;
 use super::port::HubPort;
 use crate::bus::Shared as BusShared;
 use crate::error::{ConnectError, ReceiveError, SendError};
-use crate::lane::{Bulk, Bytes, Held, Message, Outbox, View};
+use crate::lane::{Bulk, Bytes, Held, Message, Outbox, To, View};
 use crate::link::node::Offer;
 use crate::message::ShmMessage;
 use crate::wait::Wait;
@@ -48,7 +49,7 @@ impl<T: ShmMessage> Receiver<T> {
     pub(crate) fn offer(bus: &Arc<BusShared>, name: &str) -> Result<Receiver<T>, ConnectError> {
         let node = bus.node();
         node.check_fork()?;
-        let port = HubPort::new::<T, T>(node, name, false)?;
+        let port = HubPort::new(node, name, Contract::one_way::<T>())?;
         let offer = node.offer(name, port.clone())?;
         let hub = Hub::new(port, node.config().wait);
         Ok(Receiver {
@@ -196,7 +197,8 @@ impl<T: ShmMessage> Sender<T> {
         deadline: Option<Instant>,
     ) -> Result<Sender<T>, ConnectError> {
         let node = bus.node();
-        let Connected { outbox, closer, .. } = connect::<T, T>(node, name, false, deadline)?;
+        let contract = Contract::one_way::<T>();
+        let Connected { outbox, closer, .. } = connect(node, name, &contract, deadline)?;
         Ok(Sender {
             outbox,
             name: name.to_owned(),
@@ -267,7 +269,7 @@ impl<T: ShmMessage> Sender<T> {
     /// ```
     #[inline]
     pub fn send(&mut self, message: &T) -> Result<(), SendError> {
-        self.outbox.send(message, 0, self.wait, None)
+        self.outbox.send(message, To::tag(0), self.wait, None)
     }
 
     /// As [`send`](Self::send), but never waits.
@@ -299,7 +301,7 @@ impl<T: ShmMessage> Sender<T> {
     /// ```
     #[inline]
     pub fn try_send(&mut self, message: &T) -> Result<(), SendError> {
-        self.outbox.try_send(message, 0)
+        self.outbox.try_send(message, To::tag(0))
     }
 
     /// As [`send`](Self::send), but waits at most so long.
@@ -330,8 +332,12 @@ impl<T: ShmMessage> Sender<T> {
     /// # Ok(()) }
     /// ```
     pub fn send_timeout(&mut self, message: &T, timeout: Duration) -> Result<(), SendError> {
-        self.outbox
-            .send(message, 0, self.wait, Instant::now().checked_add(timeout))
+        self.outbox.send(
+            message,
+            To::tag(0),
+            self.wait,
+            Instant::now().checked_add(timeout),
+        )
     }
 
     /// Borrows memory of the slab to fill; see [`Client::loan_bytes`](crate::Client::loan_bytes).

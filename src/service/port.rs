@@ -6,30 +6,22 @@ use std::sync::{Arc, Mutex};
 
 use crossbeam_queue::SegQueue;
 
-use super::connect::{Closer, differences, schemas_of, types_of};
+use super::connect::Closer;
+use super::contract::Contract;
 use crate::error::{Fault, MemoryError};
-use crate::lane::{Inbox, Near, Offered, Outbox, complete, lay_door, offer_end};
+use crate::lane::{Inbox, Offered, Outbox, complete, lay_door, offer_end};
 use crate::link::node::{Node, Port};
 use crate::link::wire::{End, Refusal, Schemas, Types};
 use crate::link::{Answer, LaneId, Line, Link, lock};
 use crate::memory::layout::{DOORBELL_LANES, Doorbell, MOST_CELLS, SegmentRef};
 use crate::memory::shared::Shared;
-use crate::message::ShmMessage;
-use crate::schema::Difference;
 use crate::sync::{AtomicBool, Ordering};
 use crate::wait::Sleeper;
-
-type Joined = Result<(Option<Outbox>, Option<Inbox>), Fault>;
-type Make = fn(&Arc<Node>, &Arc<Link>, (&Arc<Line>, LaneId), Near, &End) -> Joined;
 
 /// See the module.
 pub(crate) struct HubPort {
     name: String,
-    replies: bool,
-    types: Types,
-    make: Make,
-    schemas: fn(bool) -> Schemas,
-    explain: fn(bool, &Schemas) -> Vec<Difference>,
+    contract: Contract,
     pub(super) sleeper: Arc<Sleeper>,
     pub(super) opened: SegQueue<Lane>,
     pub(super) closed: Arc<SegQueue<usize>>,
@@ -88,20 +80,16 @@ impl Lane {
 }
 
 impl HubPort {
-    /// A port that receives `T`, and replies with `R` if it `replies`.
-    pub(crate) fn new<T: ShmMessage, R: ShmMessage>(
+    /// A port of this name, and what goes in and out of it.
+    pub(crate) fn new(
         node: &Node,
         name: &str,
-        replies: bool,
+        contract: Contract,
     ) -> Result<Arc<HubPort>, MemoryError> {
         let sleeper = node.new_sleeper()?;
         Ok(Arc::new(HubPort {
             name: name.to_owned(),
-            replies,
-            types: types_of::<T, R>(replies),
-            make: |node, link, line, near, end| complete::<R, T>(node, link, line, near, end, true),
-            schemas: schemas_of::<T, R>,
-            explain: differences::<T, R>,
+            contract,
             sleeper,
             opened: SegQueue::new(),
             closed: Arc::new(SegQueue::new()),
@@ -134,11 +122,13 @@ impl HubPort {
     ) -> Result<Lane, Fault> {
         let line = Line::one_of_many(self.sleeper.clone(), self.closed.clone(), number);
         let door = self.door_of(link, end)?;
-        let (outbox, inbox) = (self.make)(node, link, (&line, id), offered.near, end)?;
+        let (received, sent) = self.contract.aligns();
+        let near = offered.near;
+        let (outbox, inbox) = complete(node, link, (&line, id), near, end, (sent, received), true)?;
         let inbox = inbox.ok_or(Fault::Control {
             what: "a lane that sends nothing",
         })?;
-        if !link.add_lane(id, line, offered.estate, self.replies) {
+        if !link.add_lane(id, line, offered.estate, self.contract.replies()) {
             return Err(Fault::Control {
                 what: "a lane whose number is in use",
             });
@@ -197,13 +187,19 @@ impl Port for HubPort {
         if self.ended.load(Ordering::Acquire) {
             return Ok(Err(Refusal::NoServer));
         }
-        if types != self.types {
-            return Ok(Err(Refusal::Layout((self.schemas)(self.replies))));
+        if types != self.contract.types() {
+            return Ok(Err(Refusal::Layout(self.contract.schemas())));
         }
         if link.is_full() {
             return Ok(Err(Refusal::NoMemory));
         }
-        let Ok(offered) = offer_end(node, link, &self.sleeper, (self.replies, true), None) else {
+        let Ok(offered) = offer_end(
+            node,
+            link,
+            &self.sleeper,
+            (self.contract.replies(), true),
+            None,
+        ) else {
             return Ok(Err(Refusal::NoMemory));
         };
         let number = self.new_number();
@@ -216,7 +212,7 @@ impl Port for HubPort {
     }
 
     fn differs(&self, pid: u32, schemas: &Schemas) -> String {
-        let differences = (self.explain)(self.replies, schemas);
+        let differences = self.contract.differences(schemas);
         let mut text = format!(
             "{:?} was asked for by process {pid} with another layout",
             self.name

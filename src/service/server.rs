@@ -3,20 +3,24 @@
 //! Unsafe code is needed to borrow a request that was just validated.
 #![allow(unsafe_code)]
 
-use std::cell::RefCell;
+use std::cell::{RefCell, RefMut};
 use std::marker::PhantomData;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::MOST_HELD;
+use super::contract::Contract;
+use super::failure::Failure;
 use super::hub::Hub;
-use super::port::HubPort;
-use super::{Failure, MOST_HELD};
+use super::port::{HubPort, Lane};
 use crate::bus::Shared as BusShared;
 use crate::error::{ConnectError, Fault, ReceiveError, SendError};
-use crate::lane::{Held, Message, Outbox, View};
+use crate::lane::{Held, Message, Outbox, Received, Role, To, View};
 use crate::link::node::Offer;
-use crate::message::ShmRequest;
+use crate::memory::layout::MOST_OPEN;
+use crate::message::{ShmMessage, ShmRequest};
+use crate::sys::clock;
 use crate::wait::Wait;
 
 /// Answers a service: takes requests of any number of clients, one at a time, and replies.
@@ -35,7 +39,7 @@ impl<R: ShmRequest> Server<R> {
     pub(crate) fn offer(bus: &Arc<BusShared>) -> Result<Server<R>, ConnectError> {
         let node = bus.node();
         node.check_fork()?;
-        let port = HubPort::new::<R, R::Reply>(node, R::SERVICE, true)?;
+        let port = HubPort::new(node, R::SERVICE, Contract::service::<R>())?;
         let offer = node.offer(R::SERVICE, port.clone())?;
         let hub = Hub::new(port, node.config().wait);
         Ok(Server {
@@ -151,30 +155,98 @@ impl<R: ShmRequest> Server<R> {
         if self.bus.node().origin().is_forked() {
             return Err(ReceiveError::Forked);
         }
-        let (number, record, segment, archived) = loop {
+        let (number, message, archived, deadline) = loop {
             let Some((number, message)) = next(&mut self.hub) else {
                 return Ok(None);
             };
-            let Message { record, segment } = message;
-            let mut inbox = self.hub.lane(number).inbox.borrow_mut();
+            let lane = self.hub.lane(number);
+            let Some(deadline) = admit(lane, &message) else {
+                continue;
+            };
             // An invalid request has ended its link; the next one may be fine.
-            if let Some(archived) = inbox.validate::<R>(record) {
-                break (number, record, segment, archived);
+            let archived = lane.inbox.borrow_mut().validate::<R>(message.record);
+            if let Some(archived) = archived {
+                break (number, message, archived, deadline);
             }
         };
+        let wait = self.hub.wait;
         let lane = self.hub.lane(number);
-        let outbox = lane.outbox.as_ref().expect("a server's lanes go both ways");
-        let tag = record.tag;
+        let Message { record, segment } = message;
         let held = Held::new(&lane.inbox, &lane.held, record, segment);
         // SAFETY: 1. it is what validation of this very message returned.
         let view = unsafe { held.view::<R>(archived) };
         Ok(Some(Call {
             view: Some(view),
-            outbox,
-            tag,
+            outbox: outbox_of(lane),
+            tag: record.tag,
+            deadline,
+            wait,
             answered: false,
         }))
     }
+}
+
+fn outbox_of(lane: &Lane) -> &RefCell<Outbox> {
+    lane.outbox.as_ref().expect("a server's lanes go both ways")
+}
+
+/// Looks whether a request is to be delivered, and until when, in nanoseconds of the shared clock.
+#[inline(always)]
+fn admit(lane: &Lane, message: &Message) -> Option<u64> {
+    let Received { role, tag, .. } = message.record;
+    if role != Role::Message || usize::from(tag) >= MOST_OPEN {
+        return admit_other(lane, message);
+    }
+    if outbox_of(lane).borrow().is_cancelled(tag) {
+        turn_away(lane, message, Failure::Cancelled);
+        return None;
+    }
+    Some(0)
+}
+
+#[cold]
+fn admit_other(lane: &Lane, message: &Message) -> Option<u64> {
+    let Received { role, tag, .. } = message.record;
+    let mut inbox = lane.inbox.borrow_mut();
+    if role != Role::Call || usize::from(tag) >= MOST_OPEN {
+        let what = "no request, or one of too high a tag";
+        inbox.refuse(Fault::Control { what });
+        return None;
+    }
+    let deadline = inbox.take_envelope().deadline;
+    drop(inbox);
+    if outbox_of(lane).borrow().is_cancelled(tag) {
+        turn_away(lane, message, Failure::Cancelled);
+        return None;
+    }
+    if has_passed(deadline) {
+        turn_away(lane, message, Failure::Expired);
+        return None;
+    }
+    Some(deadline)
+}
+
+/// Says of a request that was not delivered that it will not be.
+#[cold]
+fn turn_away(lane: &Lane, message: &Message, why: Failure) {
+    let (record, at_once) = (message.record, message.segment.is_some());
+    lane.inbox.borrow_mut().hand_back(record.cell, at_once);
+    give_up(&mut outbox_of(lane).borrow_mut(), record.tag, why);
+}
+
+/// Tells a caller that there is no reply, and why.
+#[cold]
+fn give_up(outbox: &mut Outbox, tag: u16, why: Failure) {
+    // A lane too full even for this is that of a client that no honest one is.
+    if outbox.fail(tag, why as u8, "").is_err() && !outbox.line().is_closed() {
+        hoards(outbox);
+    }
+}
+
+/// Whether this moment of the shared clock is over; zero is none.
+#[inline]
+fn has_passed(deadline: u64) -> bool {
+    deadline != 0 && clock::now() >= deadline
 }
 
 impl<R: ShmRequest> Drop for Server<R> {
@@ -190,6 +262,9 @@ pub struct Call<'a, R: ShmRequest> {
     view: Option<View<'a, R>>,
     outbox: &'a RefCell<Outbox>,
     tag: u16,
+    /// When its caller waits no longer, in nanoseconds of the shared clock, or zero.
+    deadline: u64,
+    wait: Wait,
     answered: bool,
 }
 
@@ -227,15 +302,126 @@ impl<R: ShmRequest> Call<'_, R> {
     /// # Ok(()) }
     /// ```
     #[inline]
-    pub fn reply(mut self, reply: &R::Reply) -> Result<(), SendError> {
+    pub fn reply(self, reply: &R::Reply) -> Result<(), SendError> {
+        let to = To::tag(self.tag);
+        self.answer(reply, to)
+    }
+
+    /// Answers with an error of the service's own.
+    ///
+    /// # Errors
+    ///
+    /// As [`reply`](Self::reply).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use shmbus::{Bus, CallError, ShmMessage};
+    ///
+    /// #[derive(ShmMessage)]
+    /// #[shm(service = "half", reply = Half, error = Odd)]
+    /// struct Number { value: u32 }
+    ///
+    /// #[derive(ShmMessage)]
+    /// struct Half { value: u32 }
+    ///
+    /// #[derive(ShmMessage, Debug, PartialEq)]
+    /// struct Odd { value: u32 }
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-fail")?;
+    /// # let mut server = bus.server::<Number>()?;
+    /// # let client = bus.client::<Number>()?;
+    /// # let calling = std::thread::spawn(move || {
+    /// let error = client.call(&Number { value: 3 }).expect_err("three is odd");
+    /// assert!(matches!(error, CallError::Service(Odd { value: 3 })));
+    /// # });
+    ///
+    /// if let Some(call) = server.next()? {
+    ///     match call.value.to_native() {
+    ///         value if value % 2 == 1 => call.fail(&Odd { value })?,
+    ///         value => call.reply(&Half { value: value / 2 })?,
+    ///     }
+    /// }
+    /// # calling.join().expect("the client does not panic");
+    /// # Ok(()) }
+    /// ```
+    pub fn fail(self, error: &R::Error) -> Result<(), SendError> {
+        let to = To::error(self.tag);
+        self.answer(error, to)
+    }
+
+    #[inline(always)]
+    fn answer<T: ShmMessage>(mut self, answer: &T, to: To) -> Result<(), SendError> {
         // The request is read; what it took goes back before its caller goes on.
         self.view = None;
         let mut outbox = self.outbox.borrow_mut();
-        let sent = outbox.try_send(reply, self.tag);
-        // Only now: a reply that panics while it is archived leaves the call to `drop`, which
+        let sent = outbox.try_send(answer, to);
+        // Only now: an answer that panics while it is archived leaves the call to `drop`, which
         // tells the caller.
         self.answered = true;
         sent.or_else(|error| unsent(&mut outbox, self.tag, error))
+    }
+
+    /// Sends an item of the stream that the caller takes, which a reply ends.
+    ///
+    /// A caller that does not take what was sent makes this wait, as long as the lane has no room for
+    /// more: [`behind`](Self::behind) tells beforehand.
+    ///
+    /// # Errors
+    ///
+    /// - [`SendError::Cancelled`], [`SendError::Closed`]: nobody wants more items.
+    /// - [`SendError::TooLarge`], [`SendError::Encode`], [`SendError::Memory`]: this item was not
+    ///   sent. The stream is still open.
+    pub fn send(&self, item: &R::Item) -> Result<(), SendError> {
+        let deadline = clock::moment_of(self.deadline);
+        let to = To::stream(self.tag);
+        match self.check()?.send(item, to, self.wait, deadline) {
+            // Only the caller's own deadline ends the waiting.
+            Err(SendError::Full) => Err(SendError::Cancelled),
+            sent => sent,
+        }
+    }
+
+    /// As [`send`](Self::send), without waiting.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send); [`SendError::Full`] where it would have to wait.
+    pub fn try_send(&self, item: &R::Item) -> Result<(), SendError> {
+        self.check()?.try_send(item, To::stream(self.tag))
+    }
+
+    #[inline]
+    fn check(&self) -> Result<RefMut<'_, Outbox>, SendError> {
+        if self.is_cancelled() {
+            return Err(SendError::Cancelled);
+        }
+        Ok(self.outbox.borrow_mut())
+    }
+
+    /// How many items the caller has not taken and dropped yet, as far as is known.
+    pub fn behind(&self) -> usize {
+        // A caller that is gone takes nothing.
+        self.outbox
+            .borrow_mut()
+            .behind(self.tag)
+            .map_or(0, |behind| behind.items)
+    }
+
+    /// Whether the caller waits no longer: it has cancelled the call, or its time is up.
+    ///
+    /// Costs a load, and where the call has a deadline a look at the clock. The caller's word
+    /// overtakes all messages.
+    #[inline]
+    pub fn is_cancelled(&self) -> bool {
+        let outbox = self.outbox.borrow();
+        outbox.is_cancelled(self.tag) || has_passed(self.deadline) || outbox.line().is_closed()
+    }
+
+    /// When the caller waits no longer.
+    pub fn deadline(&self) -> Option<Instant> {
+        clock::moment_of(self.deadline)
     }
 
     /// The process that called.
@@ -270,12 +456,10 @@ fn unsent(outbox: &mut Outbox, tag: u16, error: SendError) -> Result<(), SendErr
         SendError::TooLarge { .. } => Failure::TooLarge,
         SendError::Memory(_) => Failure::Memory,
         SendError::Forked => return Err(error),
+        SendError::Cancelled => Failure::Cancelled,
         SendError::Encode { .. } => Failure::Encode,
     };
-    // A lane too full even for this ends with its link, as above.
-    if outbox.fail(tag, why as u8).is_err() && !outbox.line().is_closed() {
-        hoards(outbox);
-    }
+    give_up(outbox, tag, why);
     Err(error)
 }
 
@@ -302,11 +486,16 @@ impl<R: ShmRequest> Drop for Call<'_, R> {
         if !self.answered {
             self.view = None;
             let mut outbox = self.outbox.borrow_mut();
-            let failed = outbox.fail(self.tag, Failure::Dropped as u8);
-            if failed.is_err() && !outbox.line().is_closed() {
-                // Its caller would wait for ever.
-                outbox.link().die(None);
-            }
+            let why = if outbox.is_cancelled(self.tag) {
+                Failure::Cancelled
+            } else if has_passed(self.deadline) {
+                Failure::Expired
+            } else if std::thread::panicking() {
+                Failure::Panicked
+            } else {
+                Failure::Dropped
+            };
+            give_up(&mut outbox, self.tag, why);
         }
     }
 }

@@ -4,6 +4,7 @@
 //! owned descriptors and plain values, so that nothing above has to.
 #![allow(unsafe_code)]
 
+pub(crate) mod clock;
 pub(crate) mod fork;
 #[cfg_attr(loom, path = "futex_model.rs")]
 pub(crate) mod futex;

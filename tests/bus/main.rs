@@ -2,6 +2,7 @@
 
 mod absent;
 mod conversation;
+mod dialogue;
 mod faults;
 mod fork;
 mod hot_path;

@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use shmbus::{Bus, ConnectError, OpenError, ShmMessage, ShmRequest};
+use shmbus::{Bus, ConnectError, Nothing, OpenError, ShmMessage, ShmRequest};
 
 use crate::support::{Answer, Ask, Child, Dir, name, open, tell, together};
 
@@ -39,6 +39,8 @@ macro_rules! service {
 
         impl ShmRequest for $request {
             type Reply = Answer;
+            type Item = Nothing;
+            type Error = Nothing;
             const SERVICE: &'static str = $name;
         }
     };

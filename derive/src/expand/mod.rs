@@ -264,12 +264,21 @@ fn message(input: &Input, names: &Names) -> TokenStream {
 fn request(input: &Input, names: &Names) -> Option<TokenStream> {
     let (service, reply) = (input.shm.service.as_ref()?, input.shm.reply.as_ref()?);
     let Names { krate, this, .. } = names;
+    let none = quote!(#krate::__private::Nothing);
+    let item = input
+        .shm
+        .stream
+        .as_ref()
+        .map_or(none.clone(), |ty| quote!(#ty));
+    let error = input.shm.error.as_ref().map_or(none, |ty| quote!(#ty));
     let generics = with_bounds(input, bounds::message(input, names));
     let (impl_generics, _, where_clause) = generics.split_for_impl();
     Some(quote! {
         #[automatically_derived]
         impl #impl_generics #krate::__private::ShmRequest for #this #where_clause {
             type Reply = #reply;
+            type Item = #item;
+            type Error = #error;
             const SERVICE: &'static str = #service;
         }
     })

@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use bytemuck::bytes_of;
 
-use super::{MOST_INLINE, Outbox, REFERENCE, Stop};
+use super::{MOST_INLINE, Outbox, REFERENCE, Stop, To};
 use crate::error::{MemoryError, SendError};
 use crate::lane::stage::write_behind_header;
 use crate::memory::arena::Block;
-use crate::memory::layout::{CELL, Kind, SegmentRef};
+use crate::memory::layout::{CELL, Envelope, Kind, SegmentRef};
 use crate::memory::loan::BEFORE;
 use crate::message::{Loans, ShmMessage, SlotWriter, Wanted, encode};
 
@@ -23,17 +23,18 @@ impl Outbox {
         value: &T,
         needed: usize,
         wanted: Option<Wanted>,
-        tag: u16,
+        to: To,
     ) -> Result<(), Stop> {
         let out = wanted.as_ref().map_or(needed, |w| w.loan.block().len());
-        if self.is_over_budget(out) {
+        let waits = !self.parts.grows_when_full || to.kind == Kind::Item;
+        if waits && self.is_over_budget(out) {
             return Err(Stop::Wait);
         }
         // A loan of another bus is copied like any other elements: its memory is no peer's of ours.
         let arena = self.parts.node.arena();
         let ours = wanted.filter(|w| w.loan.block().is_of(arena) && w.loan.claim());
         if let Some(wanted) = ours {
-            let sent = self.send_around(value, &wanted, tag);
+            let sent = self.send_around(value, &wanted, to);
             if !matches!(sent, Ok(true)) {
                 wanted.loan.unclaim();
             }
@@ -47,9 +48,7 @@ impl Outbox {
             Some(block) => block,
             None => match self.parts.node.arena().allocate(needed as u64) {
                 Ok(block) => Arc::new(block),
-                Err(MemoryError::Limit { .. })
-                    if self.ring.has_lent() && !self.parts.grows_when_full =>
-                {
+                Err(MemoryError::Limit { .. }) if self.ring.has_lent() && waits => {
                     self.ring.drop_returned();
                     return Err(Stop::Wait);
                 }
@@ -61,16 +60,16 @@ impl Outbox {
         let written = encode(value, writer)?;
         unchanged(written, needed)?;
         let reference = block.reference(0, needed);
-        self.publish_block(block, reference, tag)?;
+        self.publish_block(block, reference, to)?;
         self.was_large = true;
         Ok(())
     }
 
     /// Whether so many bytes more would be more than one lane may have out, so that it cannot use
-    /// up the arena for all others. A lane of replies is bounded by what its client may hold.
+    /// up the arena for all others. What replies take is bounded by what their client may hold.
     fn is_over_budget(&self, bytes: usize) -> bool {
         let lent = self.ring.lent_bytes();
-        !self.parts.grows_when_full && lent > bytes.saturating_mul(3) && lent + bytes > self.budget
+        lent > bytes.saturating_mul(3) && lent + bytes > self.budget
     }
 
     /// Archives a message around the elements of a loan; false where it needs more room.
@@ -78,7 +77,7 @@ impl Outbox {
         &mut self,
         value: &T,
         wanted: &Wanted,
-        tag: u16,
+        to: To,
     ) -> Result<bool, Stop> {
         // What comes before the elements is archived right before them, on a cache line.
         let before = wanted.before.next_multiple_of(CELL);
@@ -108,7 +107,7 @@ impl Outbox {
         }
         self.check_size(len)?;
         let reference = block.reference(offset, len);
-        self.publish_block(block.clone(), reference, tag)?;
+        self.publish_block(block.clone(), reference, to)?;
         Ok(true)
     }
 
@@ -117,7 +116,7 @@ impl Outbox {
     pub(super) fn send_around_again<T: ShmMessage>(
         &mut self,
         value: &T,
-        tag: u16,
+        to: To,
     ) -> Result<Option<()>, Stop> {
         self.was_around = false;
         let mut loans = Loans::None;
@@ -130,7 +129,7 @@ impl Outbox {
         self.was_around = true;
         self.check_size(needed)?;
         self.collect()?;
-        self.send_large(value, needed, Some(wanted), tag).map(Some)
+        self.send_large(value, needed, Some(wanted), to).map(Some)
     }
 
     /// A message that follows a large one: likely a block that came back fits, and no size has to
@@ -139,7 +138,7 @@ impl Outbox {
     pub(super) fn send_large_again<T: ShmMessage>(
         &mut self,
         value: &T,
-        tag: u16,
+        to: To,
     ) -> Result<Option<()>, Stop> {
         self.was_large = false;
         self.collect()?;
@@ -158,7 +157,7 @@ impl Outbox {
         }
         self.check_size(len)?;
         let reference = block.reference(0, len);
-        self.publish_block(block, reference, tag)?;
+        self.publish_block(block, reference, to)?;
         self.was_large = true;
         Ok(Some(()))
     }
@@ -167,14 +166,22 @@ impl Outbox {
         &mut self,
         block: Arc<Block>,
         reference: SegmentRef,
-        tag: u16,
+        to: To,
     ) -> Result<(), Stop> {
         if !self.announce(&block)? {
             return Err(Stop::Wait);
         }
         let space = self.ring.here(1);
-        write_behind_header(&space, bytes_of(&reference));
-        let record = (Kind::Block, REFERENCE as u16, tag);
+        let mut said = [0; REFERENCE + size_of::<Envelope>()];
+        said[..REFERENCE].copy_from_slice(bytes_of(&reference));
+        said[REFERENCE..].copy_from_slice(bytes_of(&to.envelope));
+        let len = if to.kind == Kind::Call {
+            said.len()
+        } else {
+            REFERENCE
+        };
+        write_behind_header(&space, &said[..len]);
+        let record = (to.kind.in_block(), len as u16, to.tag);
         let mut sent = self.ring.publish(&space, record, 1, Some(block.clone()));
         if sent.is_err() && self.collect()? {
             sent = self.ring.publish(&space, record, 1, Some(block.clone()));

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use super::Outbox;
+use super::{Outbox, To};
 use crate::error::SendError;
 use crate::sys::poll;
 use crate::wait::{Patience, Step, Wait};
@@ -16,6 +16,7 @@ impl Outbox {
     #[cold]
     pub(super) fn wait_for_room(
         &mut self,
+        to: To,
         wait: Wait,
         deadline: Option<Instant>,
     ) -> Result<(), SendError> {
@@ -30,6 +31,9 @@ impl Outbox {
             if self.parts.line.is_closed() {
                 return Err(self.closed());
             }
+            if self.is_cancelled(to.tag) {
+                return Err(SendError::Cancelled);
+            }
             match patience.step() {
                 Step::Again => {
                     // Each look takes the line from the receiver that is about to write it.
@@ -43,7 +47,8 @@ impl Outbox {
                     let mut found = Ok(false);
                     sleeper.sleep_for_room(&block, timeout, self, |outbox| {
                         found = outbox.collect();
-                        !matches!(found, Ok(false)) || outbox.parts.line.is_closed()
+                        let is_over = outbox.parts.line.is_closed() || outbox.is_cancelled(to.tag);
+                        !matches!(found, Ok(false)) || is_over
                     });
                     if found? {
                         return Ok(());

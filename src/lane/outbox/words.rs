@@ -9,21 +9,28 @@ use super::Outbox;
 use crate::error::SendError;
 use crate::lane::Bulk;
 use crate::lane::stage::write_behind_header;
-use crate::memory::layout::Kind;
+use crate::memory::layout::{CELL, HEADER, Kind, MOST_REASON, cells_for};
 use crate::memory::loan::loan_len;
+use crate::memory::ring::Behind;
+use crate::sync::{Ordering, load_acquire};
 
 impl Outbox {
-    /// Says that no message comes for this tag.
-    pub(crate) fn fail(&mut self, tag: u16, why: u8) -> Result<(), SendError> {
+    /// Says that no message comes for this tag, why, and in words.
+    pub(crate) fn fail(&mut self, tag: u16, why: u8, text: &str) -> Result<(), SendError> {
+        let mut said = [0; MOST_REASON];
+        let len = 1 + cut(text, MOST_REASON - 1);
+        said[0] = why;
+        said[1..len].copy_from_slice(&text.as_bytes()[..len - 1]);
+        let cells = cells_for(HEADER, len);
         loop {
             self.collect()?;
-            let space = self.ring.here(1);
-            write_behind_header(&space, &[why]);
-            if self
-                .ring
-                .publish(&space, (Kind::Failed, 1, tag), 1, None)
-                .is_ok()
-            {
+            // Without room for the words, the reason alone.
+            let space = self.ring.here(cells);
+            let len = if space.bytes() < cells * CELL { 1 } else { len };
+            write_behind_header(&space, &said[..len]);
+            let record = (Kind::Failed, len as u16, tag);
+            let cells = cells_for(HEADER, len);
+            if self.ring.publish(&space, record, cells, None).is_ok() {
                 break;
             }
             if !self.grow(self.ring.cells())? {
@@ -49,4 +56,60 @@ impl Outbox {
         };
         Ok(Bulk::lend(block, len))
     }
+
+    /// Cancels the request that bears this tag.
+    pub(crate) fn cancel(&mut self, tag: u16) {
+        let (word, bit) = bit_of(tag);
+        // SYNC(cancel): Release; pairs with Acquire in `is_cancelled`.
+        self.parts.block.cancelled[word].fetch_or(bit, Ordering::Release);
+        // Whoever waits for a cancel looks when it is rung.
+        self.signal();
+    }
+
+    /// Has the next request of this tag not be cancelled from the start.
+    #[inline(always)]
+    pub(crate) fn uncancel(&mut self, tag: u16) {
+        let (word, bit) = bit_of(tag);
+        let word = &self.parts.block.cancelled[word];
+        // Relaxed, both: only this end writes the word; publishing the request orders it.
+        if word.load(Ordering::Relaxed) & bit != 0 {
+            word.fetch_and(!bit, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the caller has cancelled the request with this tag.
+    #[inline]
+    pub(crate) fn is_cancelled(&self, tag: u16) -> bool {
+        let (word, bit) = bit_of(tag);
+        // SYNC(cancel): Acquire; pairs with Release in `cancel`, of the peer.
+        let requests = self.parts.requests.as_ref();
+        requests.is_some_and(|requests| load_acquire(&requests.cancelled[word]) & bit != 0)
+    }
+
+    /// What of a stream the receiver has not handed back.
+    pub(crate) fn behind(&mut self, tag: u16) -> Result<Behind, SendError> {
+        self.collect()?;
+        Ok(self.ring.streams().behind(tag))
+    }
+
+    /// Whether a stream has out all that it may, so that its next item has to wait.
+    #[inline]
+    pub(super) fn is_behind(&mut self, tag: u16) -> Result<bool, SendError> {
+        if self.ring.streams().is_full(tag) {
+            self.collect()?;
+        }
+        Ok(self.ring.streams().is_full(tag))
+    }
+}
+
+/// The word and the bit in which a request is cancelled.
+#[inline(always)]
+fn bit_of(tag: u16) -> (usize, u64) {
+    (usize::from(tag) / 64, 1 << (tag % 64))
+}
+
+/// How many bytes of a text there are up to the last whole character of the first `most`.
+fn cut(text: &str, most: usize) -> usize {
+    let end = text.char_indices().map(|(at, c)| at + c.len_utf8());
+    end.take_while(|end| *end <= most).last().unwrap_or(0)
 }

@@ -5,8 +5,8 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::super::layout::{
-    CELL, Cell, HEADER, Header, Kind, MOST_CELLS, ReceiverBlock, SegmentRef, SenderBlock,
-    cells_for, is_stamped, is_stamped_inline, len_of, next_of, stamp_of, tag_of,
+    CELL, Cell, Envelope, HEADER, Header, Kind, MOST_CELLS, MOST_REASON, ReceiverBlock, SegmentRef,
+    SenderBlock, cells_for, is_stamped, is_stamped_inline, len_of, next_of, stamp_of, tag_of,
 };
 use super::super::shared::Shared;
 use super::{Cells, Spot};
@@ -135,7 +135,7 @@ impl Consumer {
             match header.kind {
                 Kind::Jump => self.hand_back(record.cell),
                 Kind::Extend => return Ok(Polled::Extend(record)),
-                Kind::Inline | Kind::Block | Kind::Failed => return Ok(Polled::Record(record)),
+                _ => return Ok(Polled::Record(record)),
             }
         }
         Ok(Polled::Empty)
@@ -243,16 +243,15 @@ impl Consumer {
 
     fn read(&self, spot: Spot<'_>, header: Header, word: u64) -> Result<Record, Fault> {
         let len = usize::from(header.len);
-        let start = if header.kind == Kind::Inline {
-            self.start
-        } else {
-            HEADER
-        };
-        let fixed = match header.kind {
-            Kind::Inline => len,
-            Kind::Block | Kind::Extend => size_of::<SegmentRef>(),
-            Kind::Jump => 0,
-            Kind::Failed => 1,
+        const REFERENCE: usize = size_of::<SegmentRef>();
+        let (start, fixed) = match header.kind {
+            Kind::Inline | Kind::Item | Kind::Error | Kind::Call => {
+                (header.kind.start(self.start), len)
+            }
+            Kind::Block | Kind::Extend | Kind::ItemBlock | Kind::ErrorBlock => (HEADER, REFERENCE),
+            Kind::CallBlock => (HEADER, REFERENCE + size_of::<Envelope>()),
+            Kind::Jump => (HEADER, 0),
+            Kind::Failed => (HEADER, len.clamp(1, MOST_REASON)),
         };
         let record = self
             .record(spot, header.kind, word, start)
@@ -338,6 +337,14 @@ impl HandBack {
         self.kept.fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// Wakes the sender if it waits for room: something else is to be looked at.
+    pub(crate) fn nudge(&self) {
+        // SYNC(cancel): either the sender's look, after its fence, sees what was written before
+        // this, or we see that it starves; pairs with the barrier in `Sleeper::sleep`.
+        fence(Ordering::SeqCst);
+        self.wake_sender();
+    }
+
     /// How many records are kept.
     pub(crate) fn kept(&self) -> usize {
         self.kept.load(Ordering::Relaxed) as usize
@@ -356,6 +363,11 @@ impl HandBack {
         // SYNC(starving): either the sender's look at the bits, after its fence, sees these, or
         // we see that it starves; pairs with the barrier in `Sleeper::sleep`.
         fence(Ordering::SeqCst);
+        self.wake_sender();
+    }
+
+    #[inline]
+    fn wake_sender(&self) {
         let starving = load_acquire(&self.sender.starving);
         // Relaxed: only whether this wait was answered already; an answer too many is harmless.
         if starving % 2 == 1 && self.answered.swap(starving, Ordering::Relaxed) != starving {

@@ -42,9 +42,11 @@
 
 mod consumer;
 mod producer;
+mod streams;
 
 pub(crate) use consumer::{Consumer, HandBack, Polled, Record};
 pub(crate) use producer::{NoRoom, Producer, Space};
+pub(crate) use streams::Behind;
 
 use std::ptr::NonNull;
 

@@ -9,6 +9,7 @@ use super::super::layout::{
 };
 use super::super::shared::Shared;
 use super::Cells;
+use super::streams::Streams;
 use crate::error::Fault;
 use crate::sync::{AtomicU64, Ordering, load_acquire, prefetch_to_write};
 
@@ -54,7 +55,7 @@ pub(crate) struct Producer {
     busy: [u64; WORDS],
     /// First cells of published records.
     heads: [u64; WORDS],
-    /// First cells of records that took more than one cell, or lend a block.
+    /// First cells of records that took more than one cell, are items, or lend a block.
     large: [u64; WORDS],
     /// How the receiver's bits stood when last looked at.
     seen: [u64; WORDS],
@@ -64,6 +65,7 @@ pub(crate) struct Producer {
     lent: Vec<Option<Arc<Block>>>,
     /// How many bytes the blocks have that records refer to.
     lent_bytes: usize,
+    streams: Streams,
     /// Blocks that came back and may be used again.
     returned: Vec<Arc<Block>>,
 }
@@ -83,6 +85,7 @@ impl Producer {
             span: Vec::new(),
             lent: Vec::new(),
             lent_bytes: 0,
+            streams: Streams::default(),
             returned: Vec::with_capacity(2),
         };
         producer.know_cells();
@@ -216,7 +219,11 @@ impl Producer {
         take(&mut self.busy, next, 1);
         let sequence = self.sequence.wrapping_add(u64::from(jumps));
         self.overwrite(next, sequence.wrapping_add(1));
-        if cells > 1 || block.is_some() {
+        let is_item = matches!(kind, Kind::Item | Kind::ItemBlock);
+        if is_item {
+            self.streams.sent(tag, cell, cells);
+        }
+        if cells > 1 || is_item || block.is_some() {
             self.large[cell / 64] |= 1 << (cell % 64);
             self.span[cell] = cells as u16;
         }
@@ -296,7 +303,9 @@ impl Producer {
             while left != 0 {
                 let cell = word * 64 + left.trailing_zeros() as usize;
                 left &= left - 1;
-                free(&mut self.busy, cell, self.span[cell].into());
+                let cells = self.span[cell].into();
+                free(&mut self.busy, cell, cells);
+                self.streams.returned(cell, cells);
                 if let Some(block) = self.lent[cell].take() {
                     self.lent_bytes -= block.len();
                     self.keep_returned(block);
@@ -311,9 +320,23 @@ impl Producer {
         self.heads.iter().any(|&w| w != 0)
     }
 
+    /// Whether more than half of all cells that the lane may have are busy, as far as is known.
+    #[inline]
+    pub(crate) fn is_crowded(&self) -> bool {
+        const HALF: u32 = MOST_CELLS as u32 / 2;
+        let busy = || self.busy.iter().map(|word| word.count_ones()).sum::<u32>();
+        // Cells that it does not have yet stand as busy.
+        self.cells.count > HALF as usize && busy() - (MOST_CELLS - self.cells.count) as u32 > HALF
+    }
+
     /// How many bytes of the slab are out, as far as is known.
     pub(crate) fn lent_bytes(&self) -> usize {
         self.lent_bytes
+    }
+
+    /// What is out of each stream.
+    pub(crate) fn streams(&self) -> &Streams {
+        &self.streams
     }
 
     /// A block that came back, is large enough and not more than four times too large, and that

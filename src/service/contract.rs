@@ -1,0 +1,86 @@
+//! What two ports agree on before a lane opens between them: the layouts of all that goes over it.
+
+use crate::link::wire::{Schemas, Types};
+use crate::message::{Layout, ShmMessage, ShmRequest, layout_of};
+use crate::schema::{Difference, Schema, diff};
+
+/// See the module.
+#[derive(Clone)]
+pub(crate) struct Contract {
+    /// What the port receives.
+    request: &'static Layout,
+    /// What it answers with: replies, items and errors. Nothing, where it does not.
+    answers: Vec<&'static Layout>,
+}
+
+impl Contract {
+    /// Of a port that receives `T`, and answers nothing.
+    pub(crate) fn one_way<T: ShmMessage>() -> Contract {
+        Contract {
+            request: layout_of::<T>(),
+            answers: Vec::new(),
+        }
+    }
+
+    /// Of a port that answers `R`.
+    pub(crate) fn service<R: ShmRequest>() -> Contract {
+        Contract {
+            request: layout_of::<R>(),
+            answers: vec![
+                layout_of::<R::Reply>(),
+                layout_of::<R::Item>(),
+                layout_of::<R::Error>(),
+            ],
+        }
+    }
+
+    /// Whether the port answers.
+    pub(crate) fn replies(&self) -> bool {
+        !self.answers.is_empty()
+    }
+
+    /// The alignment of what the port receives, and of all that it answers with.
+    pub(crate) fn aligns(&self) -> (usize, usize) {
+        let answers = self.answers.iter().map(|layout| layout.align);
+        (
+            self.request.align,
+            answers.max().unwrap_or(self.request.align),
+        )
+    }
+
+    /// By which the two sides compare their contracts.
+    pub(crate) fn types(&self) -> Types {
+        Types {
+            request: self.request.fingerprint,
+            answers: self
+                .answers
+                .iter()
+                .map(|layout| layout.fingerprint)
+                .collect(),
+        }
+    }
+
+    /// With which they explain a difference.
+    pub(crate) fn schemas(&self) -> Schemas {
+        Schemas {
+            request: self.request.schema.to_bytes(),
+            answers: self
+                .answers
+                .iter()
+                .map(|layout| layout.schema.to_bytes())
+                .collect(),
+        }
+    }
+
+    /// How the schemas of a peer differ from ours.
+    pub(crate) fn differences(&self, theirs: &Schemas) -> Vec<Difference> {
+        let ours = std::iter::once(&self.request).chain(&self.answers);
+        let theirs = std::iter::once(&theirs.request).chain(&theirs.answers);
+        ours.zip(theirs)
+            .filter_map(|(ours, theirs)| {
+                Some(diff(&ours.schema, &Schema::from_bytes(theirs).ok()?))
+            })
+            .flatten()
+            .collect()
+    }
+}

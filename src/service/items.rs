@@ -1,0 +1,105 @@
+//! The items of a stream, as its client takes them.
+
+use std::iter::FusedIterator;
+use std::time::Instant;
+
+use super::client::{Client, Error};
+use crate::error::CallError;
+use crate::lane::{Message, Role, View};
+use crate::message::ShmRequest;
+
+/// What a call is answered with, item by item, and then in one reply.
+///
+/// An iterator over borrowed items: several may be held, in any order, and their memory goes back
+/// to the server as they are dropped. A server whose items are not taken waits, once it has sent so
+/// many as the lane has room for; none is ever lost. Dropped before its end, the call is cancelled.
+pub struct Items<'a, R: ShmRequest> {
+    client: &'a Client<R>,
+    tag: u16,
+    deadline: Option<Instant>,
+    end: End,
+}
+
+/// How far a stream has come.
+enum End {
+    /// More will come.
+    Open,
+    /// The last word was found, and not looked at yet.
+    Found(Message),
+    /// All was said.
+    Over,
+}
+
+impl<'a, R: ShmRequest> Items<'a, R> {
+    pub(super) fn new(client: &'a Client<R>, tag: u16, deadline: Option<Instant>) -> Self {
+        Items {
+            client,
+            tag,
+            deadline,
+            end: End::Open,
+        }
+    }
+
+    /// Waits for the reply that ends the stream. Items that were not taken are dropped.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::call`]; [`CallError::Unanswered`] where the iterator gave the error already.
+    pub fn finish(mut self) -> Result<View<'a, R::Reply>, CallError<R::Error>> {
+        for item in &mut self {
+            item?;
+        }
+        match std::mem::replace(&mut self.end, End::Over) {
+            End::Found(message) => self.client.end(self.tag, message),
+            End::Open | End::Over => Err(CallError::Unanswered {
+                pid: self.client.server_pid(),
+            }),
+        }
+    }
+
+    fn take(&mut self) -> Result<Option<View<'a, R::Item>>, Error<R>> {
+        let message = self.client.next(self.tag, self.deadline)?;
+        match message.record.role {
+            Role::Item => self.client.view(message).map(Some),
+            Role::Message => {
+                self.end = End::Found(message);
+                Ok(None)
+            }
+            Role::Error | Role::Failed | Role::Call => {
+                self.end = End::Over;
+                self.client.end(self.tag, message).map(|_| None)
+            }
+        }
+    }
+}
+
+impl<'a, R: ShmRequest> Iterator for Items<'a, R> {
+    type Item = Result<View<'a, R::Item>, CallError<R::Error>>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        if !matches!(self.end, End::Open) {
+            return None;
+        }
+        let taken = self.take();
+        if taken.is_err() && matches!(self.end, End::Open) {
+            // Its time is up, or its server is gone, or broken.
+            self.end = End::Over;
+            self.client.abandon(self.tag);
+        }
+        taken.transpose()
+    }
+}
+
+impl<R: ShmRequest> FusedIterator for Items<'_, R> {}
+
+impl<R: ShmRequest> Drop for Items<'_, R> {
+    fn drop(&mut self) {
+        match std::mem::replace(&mut self.end, End::Over) {
+            End::Open => self.client.abandon(self.tag),
+            // A reply that nobody wants goes back like one that was looked at.
+            End::Found(message) => drop(self.client.end(self.tag, message)),
+            End::Over => {}
+        }
+    }
+}
