@@ -23,7 +23,10 @@ pub fn check(input: &Input) -> Result<()> {
 }
 
 fn check_request(input: &Input) -> Result<()> {
-    if let (None, Some(ty)) = (&input.shm.reply, input.shm.stream.as_ref().or(input.shm.error.as_ref())) {
+    if let (None, Some(ty)) = (
+        &input.shm.reply,
+        input.shm.stream.as_ref().or(input.shm.error.as_ref()),
+    ) {
         return Err(Error::new(
             ty.span(),
             "a stream and an error are those of a service: add `service = \"name\"` and `reply = Type`",

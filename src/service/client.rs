@@ -329,8 +329,10 @@ impl<R: ShmRequest> Client<R> {
         let tag = calls.next().ok_or(CallError::TooMany { open })?;
         let mut outbox = self.outbox.borrow_mut();
         outbox.uncancel(tag);
-        let to = deadline.map_or(To::tag(tag), |moment| say(tag, moment));
-        outbox.send(request, to, self.wait, deadline)?;
+        match deadline {
+            None => outbox.send(request, To::tag(tag), self.wait, None)?,
+            Some(deadline) => send_until(&mut outbox, request, tag, self.wait, deadline)?,
+        }
         calls.sent(tag);
         Ok(tag)
     }
@@ -561,15 +563,21 @@ impl<R: ShmRequest> Client<R> {
     }
 }
 
-/// How a request says when its caller waits no longer.
-#[cold]
-fn say(tag: u16, deadline: Instant) -> To {
+/// Sends a request that says when its caller waits no longer.
+#[inline(never)]
+fn send_until<R: ShmRequest>(
+    outbox: &mut Outbox,
+    request: &R,
+    tag: u16,
+    wait: Wait,
+    deadline: Instant,
+) -> Result<(), SendError> {
     let envelope = Envelope {
         deadline: clock::nanos_of(deadline),
         published: clock::now(),
         ..Envelope::default()
     };
-    To::envelope(tag, envelope)
+    outbox.send(request, To::envelope(tag, envelope), wait, Some(deadline))
 }
 
 fn give_back(inbox: &mut Inbox, message: &Message) {

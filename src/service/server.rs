@@ -333,7 +333,7 @@ impl<R: ShmRequest> Call<'_, R> {
     /// # let mut server = bus.server::<Number>()?;
     /// # let client = bus.client::<Number>()?;
     /// # let calling = std::thread::spawn(move || {
-    /// let error = client.call(&Number { value: 3 }).expect_err("three is odd");
+    /// let error = client.call(&Number { value: 3 }).err().expect("three is odd");
     /// assert!(matches!(error, CallError::Service(Odd { value: 3 })));
     /// # });
     ///

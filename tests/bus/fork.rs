@@ -23,6 +23,10 @@ fn look(handles: &mut Handles) -> i32 {
             handles.client.call(&ask),
             Err(CallError::Send(SendError::Forked))
         ),
+        matches!(
+            handles.client.stream(&ask).err(),
+            Some(CallError::Send(SendError::Forked))
+        ),
         matches!(handles.sender.send(&ask), Err(SendError::Forked)),
         matches!(handles.sender.try_send(&ask), Err(SendError::Forked)),
         matches!(handles.server.try_next(), Err(ReceiveError::Forked)),
@@ -106,6 +110,15 @@ pub(crate) fn forks_with_views() {
     let server = serving.server::<Ask>().expect("nobody else serves");
     let thread = std::thread::spawn(move || answer(server));
     let client = open("views").client::<Ask>().expect("a server is there");
+    let items = client.stream(&Ask::new(4, 24)).expect("there is room");
+    let mut items = Some(items);
+    let end = in_fork(|| {
+        drop(items.take());
+        0
+    });
+    assert_eq!(end, 0, "dropping a stream");
+    let items = items.expect("only the child dropped it");
+    assert_eq!(items.finish().expect("it answers").id, 4);
     for len in [24, 500_000] {
         let mut view = Some(client.call(&Ask::new(1, len)).expect("it answers"));
         let end = in_fork(|| {

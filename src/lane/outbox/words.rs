@@ -59,6 +59,9 @@ impl Outbox {
 
     /// Cancels the request that bears this tag.
     pub(crate) fn cancel(&mut self, tag: u16) {
+        if self.origin.is_forked() {
+            return;
+        }
         let (word, bit) = bit_of(tag);
         // SYNC(cancel): Release; pairs with Acquire in `is_cancelled`.
         self.parts.block.cancelled[word].fetch_or(bit, Ordering::Release);
@@ -69,6 +72,9 @@ impl Outbox {
     /// Has the next request of this tag not be cancelled from the start.
     #[inline(always)]
     pub(crate) fn uncancel(&mut self, tag: u16) {
+        if self.origin.is_forked() {
+            return;
+        }
         let (word, bit) = bit_of(tag);
         let word = &self.parts.block.cancelled[word];
         // Relaxed, both: only this end writes the word; publishing the request orders it.
