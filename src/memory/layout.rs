@@ -30,8 +30,9 @@ pub(crate) const HEADER: usize = 8;
 /// The most cells a lane can have, over all its extents.
 pub(crate) const MOST_CELLS: usize = 1024;
 
-/// The most requests of one lane that are not answered yet: each has a bit in [`SenderBlock`].
-pub(crate) const MOST_OPEN: usize = 448;
+/// The most requests of one lane that are not answered yet: each has a bit in [`SenderBlock`]. A
+/// model has few: each word is one more to follow.
+pub(crate) const MOST_OPEN: usize = if cfg!(loom) { 64 } else { 448 };
 
 /// The most bytes of a record that says why there is no message.
 pub(crate) const MOST_REASON: usize = 256;

@@ -410,6 +410,29 @@ fn no_room_is_missed_by_two() {
     });
 }
 
+/// *Why no cancel is missed*: a sender that waits for room learns that nobody waits for what it sends,
+/// though nothing is handed back.
+#[test]
+fn no_cancel_is_missed_by_a_sender_that_waits_for_room() {
+    const TAG: u16 = 3;
+    explore(Some(3), || {
+        let bed = Bed::new();
+        let mut lane = Lane::new(&[0, 1, 2], bed.ringer());
+        let requests = Shared::heap(SenderBlock::new());
+        let (back, caller) = (lane.consumer.back().clone(), requests.clone());
+        let caller = spawn(move || {
+            caller.cancel(TAG);
+            back.nudge();
+        });
+        while !requests.is_cancelled(TAG) {
+            let look = |_: &mut Producer| requests.is_cancelled(TAG);
+            bed.sleeper
+                .sleep_for_room(&lane.sender, None, &mut lane.producer, look);
+        }
+        bed.end([caller]);
+    });
+}
+
 /// Waits for room, and for more room, in the steps of `Outbox`.
 fn wait_until_all_is_back(producer: &mut Producer, block: &SenderBlock, sleeper: &Sleeper) {
     let collect = |producer: &mut Producer| producer.collect().expect("the receiver is honest");

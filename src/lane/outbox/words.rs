@@ -12,7 +12,6 @@ use crate::lane::stage::write_behind_header;
 use crate::memory::layout::{CELL, HEADER, Kind, MOST_REASON, cells_for};
 use crate::memory::loan::loan_len;
 use crate::memory::ring::Behind;
-use crate::sync::{Ordering, load_acquire};
 
 impl Outbox {
     /// Says that no message comes for this tag, why, and in words.
@@ -62,9 +61,7 @@ impl Outbox {
         if self.origin.is_forked() {
             return;
         }
-        let (word, bit) = bit_of(tag);
-        // SYNC(cancel): Release; pairs with Acquire in `is_cancelled`.
-        self.parts.block.cancelled[word].fetch_or(bit, Ordering::Release);
+        self.parts.block.cancel(tag);
         // Whoever waits for a cancel looks when it is rung.
         self.signal();
     }
@@ -75,21 +72,14 @@ impl Outbox {
         if self.origin.is_forked() {
             return;
         }
-        let (word, bit) = bit_of(tag);
-        let word = &self.parts.block.cancelled[word];
-        // Relaxed, both: only this end writes the word; publishing the request orders it.
-        if word.load(Ordering::Relaxed) & bit != 0 {
-            word.fetch_and(!bit, Ordering::Relaxed);
-        }
+        self.parts.block.uncancel(tag);
     }
 
     /// Whether the caller has cancelled the request with this tag.
     #[inline]
     pub(crate) fn is_cancelled(&self, tag: u16) -> bool {
-        let (word, bit) = bit_of(tag);
-        // SYNC(cancel): Acquire; pairs with Release in `cancel`, of the peer.
         let requests = self.parts.requests.as_ref();
-        requests.is_some_and(|requests| load_acquire(&requests.cancelled[word]) & bit != 0)
+        requests.is_some_and(|requests| requests.is_cancelled(tag))
     }
 
     /// What of a stream the receiver has not handed back.
@@ -106,12 +96,6 @@ impl Outbox {
         }
         Ok(self.ring.streams().is_full(tag))
     }
-}
-
-/// The word and the bit in which a request is cancelled.
-#[inline(always)]
-fn bit_of(tag: u16) -> (usize, u64) {
-    (usize::from(tag) / 64, 1 << (tag % 64))
 }
 
 /// How many bytes of a text there are up to the last whole character of the first `most`.

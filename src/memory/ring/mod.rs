@@ -15,6 +15,7 @@
 //! | `Cell::header` | sender | receiver | Release / Acquire | payload and cells of the record | published records stand, a half-written one was never published |
 //! | `ReceiverBlock::handed_back` | threads of the receiver | sender | Release / Acquire | the receiver reads the record no more | the sender takes all back, from its private book |
 //! | `SenderBlock::starving` | sender | receiver | Release / Acquire, fences | (with a bell) the sender waits for room | nobody waits any more |
+//! | `SenderBlock::cancelled` | caller | server | Release / Acquire | nobody waits for an answer | the link's end says so |
 //! | `ReceiverBlock::attend` | receiver | sender | Release / Relaxed, fences | (with a bell) the receiver wants to be rung | nobody is to be rung |
 //!
 //! # Why no cell is read while it is written
@@ -40,6 +41,7 @@
 //! that ends the link. A record chain that never ends costs its sender's own link time: a poll
 //! follows a few jumps only, and the caller decides when it polls again.
 
+mod cancel;
 mod consumer;
 mod producer;
 mod streams;

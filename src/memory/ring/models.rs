@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use loom::thread::spawn;
+use loom::thread::{spawn, yield_now};
 
 use super::super::layout::{
     Bell, CELL, Cell, HEADER, Header, Kind, ReceiverBlock, SenderBlock, stamp_of,
@@ -367,3 +367,25 @@ impl Held {
 #[allow(unsafe_code)]
 // SAFETY: its cells stay while it is not handed back, on whatever thread.
 unsafe impl Send for Held {}
+
+/// *Why no cancel hits another request*: a tag that was cancelled before is used again.
+#[test]
+fn a_request_is_not_cancelled_by_the_one_before_it() {
+    const TAG: u16 = 3;
+    explore(None, || {
+        let lane = Lane::awake(&[0, 1, 2]);
+        let requests = Shared::heap(SenderBlock::new());
+        requests.cancel(TAG);
+        let (mut consumer, server) = (lane.consumer, requests.clone());
+        let server = spawn(move || {
+            while receive(&mut consumer).is_none() {
+                yield_now();
+            }
+            assert!(!server.is_cancelled(TAG));
+        });
+        let mut producer = lane.producer;
+        requests.uncancel(TAG);
+        send(&mut producer, &lane.cells, (1, TAG), 0).expect("there is room");
+        server.join().unwrap();
+    });
+}
