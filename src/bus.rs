@@ -15,7 +15,7 @@ use crate::error::{ConnectError, OpenError};
 use crate::link::node::{Incident, Node, Reach};
 use crate::link::place::{self, Place};
 use crate::message::{ShmMessage, ShmRequest};
-use crate::service::{Client, Receiver, Sender, Server};
+use crate::service::{AsyncClient, Client, Receiver, Sender, Server};
 use crate::sys::socket::Socket;
 use crate::wait::Wait;
 
@@ -336,6 +336,15 @@ impl Bus {
     /// ```
     pub fn client<R: ShmRequest>(&self) -> Result<Client<R>, ConnectError> {
         Client::connect(&self.shared, None)
+    }
+
+    /// Connects to the service of the request `R`, for any number of tasks and threads.
+    ///
+    /// # Errors
+    ///
+    /// As [`client`](Self::client).
+    pub fn async_client<R: ShmRequest>(&self) -> Result<AsyncClient<R>, ConnectError> {
+        AsyncClient::connect(&self.shared, None)
     }
 
     /// As [`client`](Self::client), waiting at most so long for somebody to offer the service.

@@ -29,9 +29,16 @@
 mod models;
 
 pub(crate) mod attend;
+#[cfg(not(loom))]
+pub(crate) mod tasks;
 
 use std::sync::Arc;
+#[cfg(not(loom))]
+use std::sync::{OnceLock, Weak};
 use std::time::{Duration, Instant};
+
+#[cfg(not(loom))]
+use tasks::{Drive, Due};
 
 use crate::memory::arena::Block;
 use crate::memory::layout::{Bell, SegmentRef, SenderBlock};
@@ -98,6 +105,9 @@ pub(crate) struct Sleeper {
     bell: Shared<Bell>,
     id: u32,
     poked: AtomicBool,
+    /// Where tasks wait here, and no thread.
+    #[cfg(not(loom))]
+    tasks: OnceLock<(Weak<dyn Drive>, Arc<Due>)>,
 }
 
 impl Sleeper {
@@ -107,7 +117,17 @@ impl Sleeper {
             bell,
             id,
             poked: AtomicBool::new(false),
+            #[cfg(not(loom))]
+            tasks: OnceLock::new(),
         }
+    }
+
+    /// Has tasks wait here, and no thread: from now on its port is driven where a sleeper is woken.
+    #[cfg(not(loom))]
+    pub(crate) fn attach(&self, port: Weak<dyn Drive>, due: Arc<Due>) {
+        let _ = self.tasks.set((port, due));
+        // Odd for good. Relaxed: whoever asks to be rung passes a barrier behind this.
+        self.bell.word.store(1, Ordering::Relaxed);
     }
 
     /// A bell on the heap: a clone of it stands for what peers see.
@@ -209,6 +229,11 @@ impl Sleeper {
 
     /// Wakes the sleeper, for a peer that found nobody in the kernel.
     pub(crate) fn rouse(&self) {
+        #[cfg(not(loom))]
+        if let Some((port, due)) = self.tasks.get() {
+            due.push(port.clone());
+            return;
+        }
         // SYNC(poke): either the sleeper's look after its barrier sees the poke, or we see it odd.
         fence(Ordering::SeqCst);
         let word = self.bell.word.load(Ordering::Relaxed);

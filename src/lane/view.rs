@@ -13,7 +13,7 @@ use std::sync::Arc;
 use rkyv::util::AlignedVec;
 
 use super::Inbox;
-use super::inbox::Received;
+use super::inbox::{Message, Received};
 use crate::memory::ring::HandBack;
 use crate::memory::segment::PeerSegment;
 use crate::message::{CodecError, ShmMessage, to_owned};
@@ -144,33 +144,9 @@ impl<T: ShmMessage> View<'_, T> {
         held.count.set(held.count.get() - usize::from(held.cells));
         // SAFETY: `held` is never used or dropped again, so the segment has one owner.
         let segment = unsafe { std::ptr::read(&held.segment) };
-        if let Some(segment) = segment {
-            let back = held.inbox.borrow().back().clone();
-            back.keep();
-            let store = Store::Lent {
-                back,
-                cell: held.cell,
-                _segment: segment,
-            };
-            return Kept {
-                archived,
-                _store: store,
-            };
-        }
-        let mut copy = AlignedVec::<64>::with_capacity(held.bytes.len());
-        // SAFETY: the record is still held, and its range was checked.
-        copy.extend_from_slice(unsafe { held.bytes.as_ref() });
-        held.inbox.borrow_mut().hand_back(held.cell, false);
-        let offset = archived.addr().get() - held.bytes.cast::<u8>().addr().get();
-        // SAFETY: the root lies so many bytes behind the start, in the copy as in the original;
-        // relative pointers and alignment are the same in both.
-        let root = unsafe { copy.as_mut_ptr().add(offset) };
-        // SAFETY: a pointer into a vector, or just behind an empty one, is not null.
-        let archived = unsafe { NonNull::new_unchecked(root) }.cast();
-        Kept {
-            archived,
-            _store: Store::Copied(copy),
-        }
+        let mut inbox = held.inbox.borrow_mut();
+        // SAFETY: 1. it was validated, 2. the record is held, and given up with `held`.
+        unsafe { Kept::new(&mut inbox, archived, (held.cell, held.bytes), segment) }
     }
 }
 
@@ -223,6 +199,55 @@ unsafe impl<T: ShmMessage<Archived: Sync>> Send for Kept<T> {}
 unsafe impl<T: ShmMessage<Archived: Sync>> Sync for Kept<T> {}
 
 impl<T: ShmMessage> Kept<T> {
+    /// Validates a message and keeps it. `None` has ended the link.
+    pub(crate) fn of(inbox: &mut Inbox, message: Message) -> Option<Kept<T>> {
+        let Message { record, segment } = message;
+        let archived = inbox.validate::<T>(record)?;
+        // SAFETY: 1. it was just validated, 2. the message is given up.
+        Some(unsafe { Kept::new(inbox, archived, (record.cell, record.bytes), segment) })
+    }
+
+    /// Keeps a record beyond its inbox: in place where it lies in a segment, else as a copy.
+    ///
+    /// # Safety
+    ///
+    /// 1. `archived` is what [`Inbox::validate`] returned for the message of these bytes.
+    /// 2. The record was not handed back, and nobody else will.
+    unsafe fn new(
+        inbox: &mut Inbox,
+        archived: NonNull<T::Archived>,
+        (cell, bytes): (u16, NonNull<[u8]>),
+        segment: Option<Arc<PeerSegment>>,
+    ) -> Kept<T> {
+        if let Some(segment) = segment {
+            let back = inbox.back().clone();
+            back.keep();
+            let store = Store::Lent {
+                back,
+                cell,
+                _segment: segment,
+            };
+            return Kept {
+                archived,
+                _store: store,
+            };
+        }
+        let mut copy = AlignedVec::<64>::with_capacity(bytes.len());
+        // SAFETY: by 2. the record is still held, and its range was checked.
+        copy.extend_from_slice(unsafe { bytes.as_ref() });
+        inbox.hand_back(cell, false);
+        let offset = archived.addr().get() - bytes.cast::<u8>().addr().get();
+        // SAFETY: by 1. the root lies so many bytes behind the start, in the copy as in the original;
+        // relative pointers and alignment are the same in both.
+        let root = unsafe { copy.as_mut_ptr().add(offset) };
+        // SAFETY: a pointer into a vector, or just behind an empty one, is not null.
+        let archived = unsafe { NonNull::new_unchecked(root) }.cast();
+        Kept {
+            archived,
+            _store: Store::Copied(copy),
+        }
+    }
+
     /// Makes the owned value, copying what it needs.
     ///
     /// # Errors

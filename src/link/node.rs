@@ -20,10 +20,11 @@ use crate::memory::layout::Bell;
 use crate::memory::shared::Shared;
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
 use crate::sys::fork::{Mine, Origin};
-use crate::sys::poll::{self, Epoll, Event};
+use crate::sys::poll::{self, Epoll};
 use crate::sys::socket::{Credentials, Listener, Socket};
 use crate::sys::user_id;
 use crate::wait::Sleeper;
+use crate::wait::tasks::Due;
 
 /// Something of this process that peers open lanes to.
 pub(crate) trait Port: Send + Sync {
@@ -82,7 +83,7 @@ pub(crate) struct Node {
     origin: Origin,
     arena: Arc<Arena>,
     epoll: Arc<Epoll>,
-    event: Event,
+    due: Arc<Due>,
     quits: AtomicBool,
     next_token: AtomicU64,
     links: Mutex<HashMap<u64, Arc<Link>>>,
@@ -107,9 +108,9 @@ impl Node {
     pub(crate) fn start(reach: Reach, config: Config) -> Result<Arc<Node>, OpenError> {
         let origin = Origin::here().map_err(OpenError::system("mark the process"))?;
         let epoll = Epoll::new().map_err(OpenError::system("make an epoll set"))?;
-        let event = Event::new().map_err(OpenError::system("make an eventfd"))?;
+        let due = Due::new().map_err(OpenError::system("make an eventfd"))?;
         epoll
-            .add(event.fd(), EVENT)
+            .add(due.event.fd(), EVENT)
             .map_err(OpenError::system("watch an eventfd"))?;
         let node = Arc::new_cyclic(|weak: &Weak<Node>| {
             let weak = weak.clone();
@@ -129,7 +130,7 @@ impl Node {
                     on_retire,
                 ),
                 epoll: Arc::new(epoll),
-                event,
+                due: Arc::new(due),
                 quits: AtomicBool::new(false),
                 next_token: AtomicU64::new(FIRST_LINK),
                 links: Mutex::default(),
@@ -159,7 +160,7 @@ impl Node {
         }
         // SYNC(quits): Release; pairs with Acquire in `run`.
         self.quits.store(true, Ordering::Release);
-        self.event.set();
+        self.due.event.set();
         if let Some(quiet) = lock(&self.quiet).take() {
             if quiet.thread().id() != std::thread::current().id() {
                 let _ = quiet.join();
@@ -215,6 +216,11 @@ impl Node {
 
     pub(crate) fn arena(&self) -> &Arc<Arena> {
         &self.arena
+    }
+
+    /// What the quiet thread is to do for ports of tasks.
+    pub(crate) fn due(&self) -> &Arc<Due> {
+        &self.due
     }
 
     #[inline(always)]
@@ -465,13 +471,16 @@ impl Node {
         let mut strangers: Vec<(u64, Instant)> = Vec::new();
         // SYNC(quits): Acquire; pairs with Release in `stop`.
         while !self.quits.load(Ordering::Acquire) {
-            let timeout = (!strangers.is_empty()).then_some(Duration::from_millis(100));
+            let timer = self.due.next_timer();
+            let timer = timer.map(|at| at.saturating_duration_since(Instant::now()));
+            let patience = (!strangers.is_empty()).then_some(Duration::from_millis(100));
+            let timeout = timer.into_iter().chain(patience).min();
             if self.epoll.wait(&mut ready, timeout).is_err() {
                 break;
             }
             for &token in &ready {
                 match token {
-                    EVENT => self.event.clear(),
+                    EVENT => self.due.event.clear(),
                     LISTENER => self.welcome(&mut strangers),
                     token => {
                         if let Some(link) = self.link(token) {
@@ -480,6 +489,7 @@ impl Node {
                     }
                 }
             }
+            self.due.run();
             strangers.retain(|&(token, deadline)| match self.link(token) {
                 Some(link) if link.has_said_hello() => false,
                 Some(link) if Instant::now() >= deadline => {

@@ -42,6 +42,11 @@ impl Calls {
         self.slots.len() - self.free.len()
     }
 
+    /// Whether there is a tag for one more call.
+    pub(crate) fn has_next(&self) -> bool {
+        !self.free.is_empty() || self.slots.len() < MOST_OPEN
+    }
+
     /// A tag for one more call, if there may be one more. It is not taken yet.
     #[inline]
     pub(crate) fn next(&mut self) -> Option<u16> {

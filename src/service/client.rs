@@ -331,7 +331,7 @@ impl<R: ShmRequest> Client<R> {
         outbox.uncancel(tag);
         match deadline {
             None => outbox.send(request, To::tag(tag), self.wait, None)?,
-            Some(deadline) => send_until(&mut outbox, request, tag, self.wait, deadline)?,
+            Some(deadline) => send_until(&mut outbox, request, tag, Some(self.wait), deadline)?,
         }
         calls.sent(tag);
         Ok(tag)
@@ -563,13 +563,13 @@ impl<R: ShmRequest> Client<R> {
     }
 }
 
-/// Sends a request that says when its caller waits no longer.
+/// Sends a request that says when its caller waits no longer; without a `wait`, at once or not.
 #[inline(never)]
-fn send_until<R: ShmRequest>(
+pub(super) fn send_until<R: ShmRequest>(
     outbox: &mut Outbox,
     request: &R,
     tag: u16,
-    wait: Wait,
+    wait: Option<Wait>,
     deadline: Instant,
 ) -> Result<(), SendError> {
     let envelope = Envelope {
@@ -577,15 +577,19 @@ fn send_until<R: ShmRequest>(
         published: clock::now(),
         ..Envelope::default()
     };
-    outbox.send(request, To::envelope(tag, envelope), wait, Some(deadline))
+    let to = To::envelope(tag, envelope);
+    match wait {
+        Some(wait) => outbox.send(request, to, wait, Some(deadline)),
+        None => outbox.try_send(request, to),
+    }
 }
 
-fn give_back(inbox: &mut Inbox, message: &Message) {
+pub(super) fn give_back(inbox: &mut Inbox, message: &Message) {
     inbox.hand_back(message.record.cell, message.segment.is_some());
 }
 
 #[cold]
-fn lost<E>(inbox: &Inbox) -> CallError<E> {
+pub(super) fn lost<E>(inbox: &Inbox) -> CallError<E> {
     CallError::Lost {
         pid: inbox.link().pid(),
         fault: inbox.link().fault(),

@@ -57,7 +57,9 @@ impl Epoll {
     pub(crate) fn wait(&self, ready: &mut Vec<u64>, timeout: Option<Duration>) -> io::Result<()> {
         const MOST: usize = 64;
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; MOST];
-        let millis = timeout.map_or(-1, |t| t.as_millis().min(1 << 30) as libc::c_int);
+        // Rounded up: who is woken too early would ask again and again until the time has come.
+        let millis = |t: Duration| t.as_micros().div_ceil(1000).min(1 << 30) as libc::c_int;
+        let millis = timeout.map_or(-1, millis);
         ready.clear();
         // SAFETY: the array outlives the call and holds as many events as is said.
         let n = unsafe {

@@ -14,6 +14,7 @@ mod places;
 mod race;
 mod streams;
 mod support;
+mod tasks;
 
 /// What another process of a test does: nothing, unless it was started as one.
 #[test]

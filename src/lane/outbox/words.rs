@@ -9,9 +9,11 @@ use super::Outbox;
 use crate::error::SendError;
 use crate::lane::Bulk;
 use crate::lane::stage::write_behind_header;
-use crate::memory::layout::{CELL, HEADER, Kind, MOST_REASON, cells_for};
+use crate::memory::layout::{CELL, HEADER, Kind, MOST_REASON, SenderBlock, cells_for};
 use crate::memory::loan::loan_len;
 use crate::memory::ring::Behind;
+use crate::memory::shared::Shared;
+use crate::sync::{Ordering, fence};
 
 impl Outbox {
     /// Says that no message comes for this tag, why, and in words.
@@ -54,6 +56,22 @@ impl Outbox {
             None => Arc::new(self.parts.node.arena().allocate(room as u64)?),
         };
         Ok(Bulk::lend(block, len))
+    }
+
+    /// Asks to be rung when the receiver hands something back. The caller then tries once more.
+    pub(crate) fn ask_for_room(&mut self) {
+        let starving = &self.parts.block.starving;
+        // Relaxed: our own word. A number that was not used before: the last one was answered.
+        let last = starving.load(Ordering::Relaxed);
+        let number = (last | 1) + if last % 2 == 1 { 2 } else { 0 };
+        // SYNC(starving): Release, and a full fence before the look; as in `Sleeper::sleep_for_room`.
+        starving.store(number, Ordering::Release);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Where the caller of this lane cancels requests.
+    pub(crate) fn requests(&self) -> Option<Shared<SenderBlock>> {
+        self.parts.requests.clone()
     }
 
     /// Cancels the request that bears this tag.

@@ -1,0 +1,494 @@
+//! A client that many tasks and threads share.
+
+use std::future::{Future, poll_fn};
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+use super::strand::Strand;
+use crate::bus::Shared as BusShared;
+use crate::error::{CallError, ConnectError, Fault, SendError};
+use crate::lane::{Inbox, Kept, Message, Role};
+use crate::message::{ShmMessage, ShmRequest};
+use crate::service::client::{Error, give_back, lost};
+use crate::service::connect::{Connected, connect};
+use crate::service::contract::Contract;
+use crate::service::failure::{unanswered, unreadable};
+use crate::wait::Wait;
+use crate::wait::tasks::{Due, Timer};
+
+/// Calls a service from any number of tasks and threads, with any number of calls at once.
+///
+/// Clones are handles on the same client. It needs no executor of its own: what it returns are
+/// futures that any executor runs, and that a thread can wait for, too. Answers come in any order.
+/// Dropping what a call is waited for with cancels the call.
+///
+/// A [`Client`](crate::Client) of one thread is faster, and borrows replies where they lie; here a small
+/// reply is copied once, as [`View::keep`](crate::View::keep) does.
+///
+/// # Examples
+///
+/// ```
+/// # use shmbus::{Bus, ShmMessage};
+/// # #[derive(ShmMessage)]
+/// # #[shm(service = "double", reply = Doubled)]
+/// # struct Double { number: u32 }
+/// # #[derive(ShmMessage)]
+/// # struct Doubled { number: u32 }
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let bus = Bus::open("doc-async-client")?;
+/// # let mut server = bus.server::<Double>()?;
+/// # let serving = std::thread::spawn(move || {
+/// #     while let Ok(Some(call)) = server.next() {
+/// #         let number = call.number.to_native() * 2;
+/// #         let _ = call.reply(&Doubled { number });
+/// #     }
+/// # });
+/// let client = bus.async_client::<Double>()?;
+/// # pollster::block_on(async {
+/// let (two, three) = (client.call(&Double { number: 2 }), client.call(&Double { number: 3 }));
+/// assert_eq!(three.await?.number, 6);
+/// assert_eq!(two.await?.number, 4);
+/// # Ok::<(), shmbus::CallError>(()) })?;
+/// # drop(client);
+/// # bus.close();
+/// # serving.join().expect("the server does not panic");
+/// # Ok(()) }
+/// ```
+pub struct AsyncClient<R: ShmRequest> {
+    inner: Arc<Inner>,
+    _request: PhantomData<fn(R)>,
+}
+
+struct Inner {
+    strands: Mutex<Vec<Arc<Strand>>>,
+    wait: Wait,
+    bus: Arc<BusShared>,
+}
+
+impl<R: ShmRequest> Clone for AsyncClient<R> {
+    fn clone(&self) -> Self {
+        AsyncClient {
+            inner: self.inner.clone(),
+            _request: PhantomData,
+        }
+    }
+}
+
+impl<R: ShmRequest> AsyncClient<R> {
+    pub(crate) fn connect(
+        bus: &Arc<BusShared>,
+        deadline: Option<Instant>,
+    ) -> Result<Self, ConnectError> {
+        let first = open_strand::<R>(bus, deadline)?;
+        let inner = Inner {
+            strands: Mutex::new(vec![first]),
+            wait: bus.node().config().wait,
+            bus: bus.clone(),
+        };
+        Ok(AsyncClient {
+            inner: Arc::new(inner),
+            _request: PhantomData,
+        })
+    }
+
+    /// Sends a request, at once where there is room, and returns what its reply is waited for with.
+    ///
+    /// Each few hundred calls that are not answered yet share a pair of lanes; one more pair is opened
+    /// when all are full, which takes as long as connecting does.
+    pub fn call<'a>(&self, request: &'a R) -> Pending<'a, R> {
+        Pending::new(self, request, None)
+    }
+
+    /// As [`call`](Self::call), for at most so long: the deadline travels with the request.
+    pub fn call_timeout<'a>(&self, request: &'a R, timeout: Duration) -> Pending<'a, R> {
+        Pending::new(self, request, Instant::now().checked_add(timeout))
+    }
+
+    /// Sends a request, and returns the stream of items that the server answers with.
+    ///
+    /// # Errors
+    ///
+    /// As [`call`](Self::call), as far as they come from sending.
+    pub async fn stream(&self, request: &R) -> Result<AsyncItems<R>, CallError<R::Error>> {
+        let mut pending = self.call(request);
+        let open = poll_fn(|cx| pending.poll_open(cx)).await?;
+        Ok(AsyncItems {
+            open,
+            end: End::Open,
+            _request: PhantomData,
+        })
+    }
+
+    /// The process that serves.
+    pub fn server_pid(&self) -> u32 {
+        self.strands().first().map_or(0, |strand| strand.pid())
+    }
+
+    fn strands(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Strand>>> {
+        self.inner
+            .strands
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lanes with a place for one more call.
+    fn strand(&self) -> Result<Arc<Strand>, Error<R>> {
+        if self.inner.bus.node().origin().is_forked() {
+            return Err(SendError::Forked.into());
+        }
+        let mut strands = self.strands();
+        if let Some(strand) = strands.iter().find(|strand| strand.has_place()) {
+            return Ok(strand.clone());
+        }
+        if let Some(closed) = strands.iter().find(|strand| strand.is_closed()) {
+            return Err(closed.with_inbox(|inbox| lost(inbox)));
+        }
+        let open = strands.len();
+        let strand = open_strand::<R>(&self.inner.bus, None);
+        let strand = strand.map_err(|_| CallError::TooMany { open })?;
+        strands.push(strand.clone());
+        Ok(strand)
+    }
+}
+
+fn open_strand<R: ShmRequest>(
+    bus: &Arc<BusShared>,
+    deadline: Option<Instant>,
+) -> Result<Arc<Strand>, ConnectError> {
+    let node = bus.node();
+    let connected = connect(node, R::SERVICE, &Contract::service::<R>(), deadline)?;
+    let Connected {
+        outbox,
+        inbox,
+        closer,
+        sleeper,
+    } = connected;
+    let lost = ConnectError::Lost {
+        pid: outbox.link().pid(),
+        fault: None,
+    };
+    let strand = Arc::new(Strand::new(
+        outbox,
+        inbox.ok_or(lost)?,
+        closer,
+        node.origin(),
+    ));
+    let port = Arc::downgrade(&strand);
+    sleeper.attach(port as Weak<_>, node.due().clone());
+    Ok(strand)
+}
+
+/// A call that was sent, and is cancelled when this is dropped before its end.
+struct Open {
+    strand: Arc<Strand>,
+    tag: u16,
+    wait: Wait,
+    over: bool,
+    deadline: Option<Instant>,
+    timer: Option<Timer>,
+    due: Arc<Due>,
+}
+
+impl Open {
+    fn poll<R: ShmRequest>(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, Error<R>>> {
+        let polled = self.strand.poll_next::<R>(self.tag, self.wait, cx.waker());
+        if let Poll::Ready(Ok(message)) = &polled {
+            self.over = message.record.role != Role::Item;
+        }
+        let Some(deadline) = self.deadline.filter(|_| polled.is_pending()) else {
+            return polled;
+        };
+        self.clear_timer();
+        if Instant::now() >= deadline {
+            return Poll::Ready(Err(CallError::TimedOut));
+        }
+        self.timer = Some(self.due.set_timer(deadline, cx.waker().clone()));
+        polled
+    }
+
+    fn clear_timer(&mut self) {
+        if let Some(timer) = self.timer.take() {
+            self.due.clear_timer(timer);
+        }
+    }
+
+    /// The last word on the call, which was found.
+    fn end<R: ShmRequest>(&self, message: Message) -> Result<Kept<R::Reply>, Error<R>> {
+        self.strand
+            .end(self.tag, |inbox| judge::<R>(inbox, message))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.clear_timer();
+        if !self.over {
+            self.strand.abandon(self.tag);
+        }
+    }
+}
+
+fn keep<R: ShmRequest, T: ShmMessage>(
+    inbox: &mut Inbox,
+    message: Message,
+) -> Result<Kept<T>, Error<R>> {
+    Kept::of(inbox, message).ok_or_else(|| lost(inbox))
+}
+
+/// What the last word on a call says.
+fn judge<R: ShmRequest>(inbox: &mut Inbox, message: Message) -> Result<Kept<R::Reply>, Error<R>> {
+    let pid = inbox.link().pid();
+    match message.record.role {
+        Role::Message => keep::<R, _>(inbox, message),
+        Role::Error => {
+            let error = keep::<R, R::Error>(inbox, message)?;
+            Err(error
+                .to_value()
+                .map_or_else(|_| unreadable(pid), CallError::Service))
+        }
+        Role::Failed => {
+            let text = inbox.text(message.record);
+            give_back(inbox, &message);
+            Err(unanswered(pid, message.record.failed, text))
+        }
+        Role::Item | Role::Call => {
+            inbox.refuse(Fault::Control {
+                what: "an item of no stream",
+            });
+            Err(lost(inbox))
+        }
+    }
+}
+
+/// A call whose reply is waited for: a future of the kept reply. Dropped, it cancels the call.
+///
+/// [`wait`](Self::wait) waits for it on a thread.
+#[must_use = "a call that is dropped is cancelled"]
+pub struct Pending<'a, R: ShmRequest> {
+    client: AsyncClient<R>,
+    request: &'a R,
+    deadline: Option<Instant>,
+    state: Sent,
+}
+
+enum Sent {
+    /// There was no room for the request yet.
+    Not,
+    Open(Open),
+    Done,
+}
+
+impl<'a, R: ShmRequest> Pending<'a, R> {
+    fn new(client: &AsyncClient<R>, request: &'a R, deadline: Option<Instant>) -> Self {
+        let mut pending = Pending {
+            client: client.clone(),
+            request,
+            deadline,
+            state: Sent::Not,
+        };
+        // What goes wrong now goes wrong again when it is polled, and is said then.
+        if let Ok(Some(open)) = pending.send(None) {
+            pending.state = Sent::Open(open);
+        }
+        pending
+    }
+
+    fn send(&self, waker: Option<&Waker>) -> Result<Option<Open>, Error<R>> {
+        let strand = self.client.strand()?;
+        match strand.poll_send(self.request, self.deadline, waker) {
+            Poll::Pending => Ok(None),
+            Poll::Ready(tag) => Ok(Some(Open {
+                tag: tag?,
+                strand,
+                wait: self.client.inner.wait,
+                over: false,
+                deadline: self.deadline,
+                timer: None,
+                due: self.client.inner.bus.node().due().clone(),
+            })),
+        }
+    }
+
+    fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<Result<Open, Error<R>>> {
+        match std::mem::replace(&mut self.state, Sent::Done) {
+            Sent::Open(open) => return Poll::Ready(Ok(open)),
+            Sent::Not => self.state = Sent::Not,
+            Sent::Done => panic!("a future is not polled after its end"),
+        }
+        if self.deadline.is_some_and(|at| Instant::now() >= at) {
+            self.state = Sent::Done;
+            return Poll::Ready(Err(CallError::TimedOut));
+        }
+        match self.send(Some(cx.waker())) {
+            Ok(None) => Poll::Pending,
+            Ok(Some(open)) => {
+                self.state = Sent::Done;
+                Poll::Ready(Ok(open))
+            }
+            Err(error) => {
+                self.state = Sent::Done;
+                Poll::Ready(Err(error))
+            }
+        }
+    }
+
+    /// Waits for the reply on this thread.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::call`](crate::Client::call).
+    pub fn wait(self) -> Result<Kept<R::Reply>, CallError<R::Error>> {
+        block_on(self)
+    }
+}
+
+impl<R: ShmRequest> Future for Pending<'_, R> {
+    type Output = Result<Kept<R::Reply>, CallError<R::Error>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if !matches!(self.state, Sent::Open(_)) {
+            match self.poll_open(cx) {
+                Poll::Ready(Ok(open)) => self.state = Sent::Open(open),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        let Sent::Open(open) = &mut self.state else {
+            return Poll::Pending;
+        };
+        let message = match open.poll::<R>(cx) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(message) => message,
+        };
+        let reply = match message {
+            Ok(message) if open.over => open.end::<R>(message),
+            Ok(message) => Err(open.strand.with_inbox(|inbox| {
+                give_back(inbox, &message);
+                inbox.refuse(Fault::Control {
+                    what: "an item of no stream",
+                });
+                lost(inbox)
+            })),
+            Err(error) => Err(error),
+        };
+        self.state = Sent::Done;
+        Poll::Ready(reply)
+    }
+}
+
+/// What a call is answered with, item by item, and then in one reply. Dropped before its end, it
+/// cancels the call.
+pub struct AsyncItems<R: ShmRequest> {
+    open: Open,
+    end: End,
+    _request: PhantomData<fn(R)>,
+}
+
+/// How far a stream has come.
+enum End {
+    Open,
+    Found(Message),
+    Over,
+}
+
+impl<R: ShmRequest> AsyncItems<R> {
+    /// Waits for the next item; `None` at the end of the stream.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::call`](crate::Client::call); then the stream has ended.
+    pub async fn next(&mut self) -> Option<Result<Kept<R::Item>, CallError<R::Error>>> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// As [`next`](Self::next), for those who write futures by hand.
+    pub fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Kept<R::Item>, CallError<R::Error>>>> {
+        if !matches!(self.end, End::Open) {
+            return Poll::Ready(None);
+        }
+        let message = match self.open.poll::<R>(cx) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Ok(message)) => message,
+            Poll::Ready(Err(error)) => {
+                self.end = End::Over;
+                return Poll::Ready(Some(Err(error)));
+            }
+        };
+        Poll::Ready(match message.record.role {
+            Role::Item => {
+                let item = self
+                    .open
+                    .strand
+                    .with_inbox(|inbox| keep::<R, _>(inbox, message));
+                if item.is_err() {
+                    self.end = End::Over;
+                }
+                Some(item)
+            }
+            Role::Message => {
+                self.end = End::Found(message);
+                None
+            }
+            Role::Error | Role::Failed | Role::Call => {
+                self.end = End::Over;
+                self.open.end::<R>(message).err().map(Err)
+            }
+        })
+    }
+
+    /// Waits for the reply that ends the stream. Items that were not taken are dropped.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::call`](crate::Client::call); [`CallError::Unanswered`] where
+    /// [`next`](Self::next) gave the error already.
+    pub async fn finish(mut self) -> Result<Kept<R::Reply>, CallError<R::Error>> {
+        while let Some(item) = self.next().await {
+            item?;
+        }
+        match std::mem::replace(&mut self.end, End::Over) {
+            End::Found(message) => self.open.end::<R>(message),
+            End::Open | End::Over => Err(CallError::Unanswered {
+                pid: self.open.strand.pid(),
+            }),
+        }
+    }
+}
+
+impl<R: ShmRequest> Drop for AsyncItems<R> {
+    fn drop(&mut self) {
+        if let End::Found(message) = std::mem::replace(&mut self.end, End::Over) {
+            self.open
+                .strand
+                .end(self.open.tag, |inbox| give_back(inbox, &message));
+        }
+    }
+}
+
+/// Wakes a thread that waits for a future.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+fn block_on<F: Future>(future: F) -> F::Output {
+    let mut future = std::pin::pin!(future);
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut cx = Context::from_waker(&waker);
+    loop {
+        match future.as_mut().poll(&mut cx) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => std::thread::park(),
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! One lane pair whose answers many tasks wait for.
+//!
+//! # Why no task waits for ever
+//!
+//! Whenever a waker is kept here, the lane is *armed*: its sender was asked for a ring, and has not
+//! given it yet, or has given it, and the strand is about to be driven, which asks anew. Asking is
+//! followed by a barrier and one more look (`wait::attend`). A task that finds an answer itself while
+//! others wait changes nothing of that.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+use std::time::Instant;
+
+use crate::error::{CallError, SendError};
+use crate::lane::{Inbox, Message, Outbox, To};
+use crate::message::ShmRequest;
+use crate::service::MOST_HELD;
+use crate::service::calls::Calls;
+use crate::service::client::{Error, give_back, lost, send_until};
+use crate::service::connect::Closer;
+use crate::sync::heavy_barrier;
+use crate::sys::fork::Origin;
+use crate::wait::Wait;
+use crate::wait::tasks::Drive;
+
+/// How often the one task that waits looks for itself, before it leaves that to the quiet thread.
+const LOOKS: usize = 500;
+/// After so many messages, others have their turn.
+const TURN: usize = 1024;
+
+/// See the module.
+pub(super) struct Strand {
+    state: Mutex<State>,
+    origin: Origin,
+}
+
+struct State {
+    outbox: Outbox,
+    inbox: Inbox,
+    calls: Calls,
+    /// By tag: who waits for an answer.
+    wakers: Vec<Option<Waker>>,
+    /// How many do.
+    waiting: usize,
+    /// Who waits for room for a request.
+    room: Vec<Waker>,
+    armed: bool,
+    /// To be woken without the lock.
+    woken: Vec<Waker>,
+    _closer: Closer,
+}
+
+impl Strand {
+    pub(super) fn new(outbox: Outbox, mut inbox: Inbox, closer: Closer, origin: Origin) -> Strand {
+        inbox.watch();
+        let state = State {
+            outbox,
+            inbox,
+            calls: Calls::default(),
+            wakers: Vec::new(),
+            waiting: 0,
+            room: Vec::new(),
+            armed: false,
+            woken: Vec::new(),
+            _closer: closer,
+        };
+        Strand {
+            state: Mutex::new(state),
+            origin,
+        }
+    }
+
+    /// In a forked child the lock may be held for ever, and what is armed is not there.
+    fn check_fork<E>(&self) -> Result<(), CallError<E>> {
+        match self.origin.is_forked() {
+            true => Err(SendError::Forked.into()),
+            false => Ok(()),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something under the lock, and then wakes whom that concerns.
+    fn enter<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.lock();
+        let done = work(&mut state);
+        let woken = std::mem::take(&mut state.woken);
+        drop(state);
+        woken.into_iter().for_each(Waker::wake);
+        done
+    }
+
+    /// Whether another call has a place here.
+    pub(super) fn has_place(&self) -> bool {
+        let state = self.lock();
+        let held = state.inbox.back().kept() + state.calls.open();
+        held <= MOST_HELD && state.calls.has_next() && !state.outbox.line().is_closed()
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.lock().outbox.link().pid()
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().outbox.line().is_closed()
+    }
+
+    /// Sends a request, or waits for room with this waker.
+    pub(super) fn poll_send<R: ShmRequest>(
+        &self,
+        request: &R,
+        deadline: Option<Instant>,
+        waker: Option<&Waker>,
+    ) -> Poll<Result<u16, Error<R>>> {
+        self.check_fork()?;
+        self.enter(|state| {
+            match state.send(request, deadline) {
+                Err(CallError::Send(SendError::Full)) => {}
+                sent => return Poll::Ready(sent),
+            }
+            let Some(waker) = waker else {
+                return Poll::Pending;
+            };
+            state.room.push(waker.clone());
+            state.outbox.ask_for_room();
+            match state.send(request, deadline) {
+                Err(CallError::Send(SendError::Full)) => Poll::Pending,
+                sent => Poll::Ready(sent),
+            }
+        })
+    }
+
+    /// The next message of a call, or its waker is kept.
+    pub(super) fn poll_next<R: ShmRequest>(
+        &self,
+        tag: u16,
+        wait: Wait,
+        waker: &Waker,
+    ) -> Poll<Result<Message, Error<R>>> {
+        self.check_fork()?;
+        self.enter(|state| {
+            state.forget(tag);
+            loop {
+                for _ in 0..state.looks(wait) {
+                    state.drain();
+                    if let Some(message) = state.calls.take(tag) {
+                        return Poll::Ready(Ok(message));
+                    }
+                    if state.is_over() {
+                        return Poll::Ready(Err(lost(&state.inbox)));
+                    }
+                    std::hint::spin_loop();
+                }
+                if wait == Wait::Spin && state.waiting == 0 {
+                    // Never sleeps: other tasks have their turn, and then it looks again.
+                    state.woken.push(waker.clone());
+                    return Poll::Pending;
+                }
+                state.keep(tag, waker);
+                if !state.arm() {
+                    return Poll::Pending;
+                }
+                state.forget(tag);
+            }
+        })
+    }
+
+    /// The last word on a call was taken.
+    pub(super) fn end<T>(&self, tag: u16, then: impl FnOnce(&mut Inbox) -> T) -> T {
+        self.enter(|state| {
+            state.calls.end(tag);
+            let done = then(&mut state.inbox);
+            state.inbox.flush();
+            done
+        })
+    }
+
+    /// Looks at a message that is not the last word.
+    pub(super) fn with_inbox<T>(&self, then: impl FnOnce(&mut Inbox) -> T) -> T {
+        self.enter(|state| then(&mut state.inbox))
+    }
+
+    /// Nobody waits for a call any more.
+    pub(super) fn abandon(&self, tag: u16) {
+        if self.origin.is_forked() {
+            return;
+        }
+        self.enter(|state| {
+            state.forget(tag);
+            let (came, ended) = state.calls.drop(tag);
+            for message in &came {
+                give_back(&mut state.inbox, message);
+            }
+            state.inbox.flush();
+            if !ended {
+                state.outbox.cancel(tag);
+                state.inbox.back().nudge();
+            }
+        });
+    }
+}
+
+impl State {
+    fn send<R: ShmRequest>(
+        &mut self,
+        request: &R,
+        deadline: Option<Instant>,
+    ) -> Result<u16, Error<R>> {
+        let open = self.calls.open();
+        let tag = self.calls.next().ok_or(CallError::TooMany { open })?;
+        self.outbox.uncancel(tag);
+        match deadline {
+            None => self.outbox.try_send(request, To::tag(tag))?,
+            Some(at) => send_until(&mut self.outbox, request, tag, None, at)?,
+        }
+        self.calls.sent(tag);
+        Ok(tag)
+    }
+
+    /// How often a task looks for itself: where others wait, too, that is left to the quiet thread.
+    fn looks(&mut self, wait: Wait) -> usize {
+        if self.waiting > 0 || self.calls.open() > 1 || wait == Wait::Park {
+            return 1;
+        }
+        if self.armed {
+            self.armed = false;
+            self.inbox.watch();
+        }
+        LOOKS
+    }
+
+    /// Takes what has come, and marks those to be woken that wait for it.
+    fn drain(&mut self) {
+        for _ in 0..TURN {
+            let Some(message) = self.inbox.poll() else {
+                self.inbox.flush();
+                return;
+            };
+            let tag = message.record.tag;
+            match self.calls.keep(message) {
+                Ok(None) => self.wake(tag),
+                Ok(Some(nobodys)) => give_back(&mut self.inbox, &nobodys),
+                Err(fault) => self.inbox.refuse(fault),
+            }
+        }
+    }
+
+    /// Has the strand driven when something comes. True where something has come, or will never.
+    fn arm(&mut self) -> bool {
+        if !self.armed {
+            self.armed = true;
+            self.inbox.arm();
+            // SYNC(attend): pairs with the light barrier in `Rung::is_asked`.
+            heavy_barrier(self.inbox.is_asymmetric());
+        }
+        self.inbox.is_ready() || self.inbox.line().is_closed()
+    }
+
+    /// True once nothing more will come.
+    fn is_over(&self) -> bool {
+        // In this order: what came before the end is still taken.
+        self.inbox.line().is_closed() && !self.inbox.is_ready()
+    }
+
+    fn keep(&mut self, tag: u16, waker: &Waker) {
+        let tag = usize::from(tag);
+        if self.wakers.len() <= tag {
+            self.wakers.resize_with(tag + 1, || None);
+        }
+        if self.wakers[tag].replace(waker.clone()).is_none() {
+            self.waiting += 1;
+        }
+    }
+
+    fn forget(&mut self, tag: u16) {
+        let waker = self.wakers.get_mut(usize::from(tag)).and_then(Option::take);
+        self.waiting -= usize::from(waker.is_some());
+    }
+
+    fn wake(&mut self, tag: u16) {
+        let waker = self.wakers.get_mut(usize::from(tag)).and_then(Option::take);
+        self.waiting -= usize::from(waker.is_some());
+        self.woken.extend(waker);
+    }
+}
+
+impl Drive for Strand {
+    fn drive(&self) {
+        self.enter(|state| {
+            loop {
+                state.drain();
+                if state.is_over() {
+                    let all = state.wakers.iter_mut().filter_map(Option::take);
+                    state.woken.extend(all);
+                    state.waiting = 0;
+                }
+                if state.waiting == 0 {
+                    if state.armed {
+                        state.armed = false;
+                        state.inbox.watch();
+                    }
+                    break;
+                }
+                // The ring that was asked for was given, most likely.
+                state.armed = true;
+                if !state.inbox.rearm() && !state.inbox.line().is_closed() {
+                    break;
+                }
+            }
+            let room = std::mem::take(&mut state.room);
+            state.woken.extend(room);
+        });
+    }
+}

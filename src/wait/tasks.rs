@@ -1,0 +1,113 @@
+//! How a task waits, which no thread of its own could sleep for.
+//!
+//! A port of tasks keeps its bell odd for good: whoever is asked to ring it finds no sleeper in the
+//! kernel, and sends the control message `Ring`. The quiet thread takes that, and *drives* the port: has
+//! it look at everything, and wake the tasks that have something. So the port needs no thread, and the
+//! rest is as for a sleeper: ask, pass a barrier, look once more, and then wait.
+//!
+//! The quiet thread holds no lock while it drives, and whoever has a port looked at from somewhere
+//! else leaves that to the quiet thread: a port may be driven while it is used.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Waker;
+use std::time::Instant;
+
+use crossbeam_queue::SegQueue;
+
+use crate::sys::poll::Event;
+
+/// A port of tasks.
+pub(crate) trait Drive: Send + Sync {
+    /// Looks at everything, and wakes the tasks that have something.
+    fn drive(&self);
+}
+
+/// What the quiet thread is to do for ports of tasks.
+pub(crate) struct Due {
+    ports: SegQueue<Weak<dyn Drive>>,
+    timers: Mutex<Timers>,
+    /// Wakes the quiet thread.
+    pub(crate) event: Event,
+}
+
+#[derive(Default)]
+struct Timers {
+    next: u64,
+    wakers: BTreeMap<(Instant, u64), Waker>,
+}
+
+/// Names a timer that was set.
+pub(crate) type Timer = (Instant, u64);
+
+impl Due {
+    pub(crate) fn new() -> io::Result<Due> {
+        Ok(Due {
+            ports: SegQueue::new(),
+            timers: Mutex::default(),
+            event: Event::new()?,
+        })
+    }
+
+    /// Has a port driven soon.
+    pub(crate) fn push(&self, port: Weak<dyn Drive>) {
+        self.ports.push(port);
+        self.event.set();
+    }
+
+    /// Has a task woken at this moment.
+    pub(crate) fn set_timer(&self, at: Instant, waker: Waker) -> Timer {
+        let mut timers = self.timers();
+        timers.next += 1;
+        let timer = (at, timers.next);
+        let is_first = timers
+            .wakers
+            .first_key_value()
+            .is_none_or(|(first, _)| timer < *first);
+        timers.wakers.insert(timer, waker);
+        drop(timers);
+        if is_first {
+            self.event.set();
+        }
+        timer
+    }
+
+    /// Has the task not be woken at that moment.
+    pub(crate) fn clear_timer(&self, timer: Timer) {
+        let waker = self.timers().wakers.remove(&timer);
+        // Dropped without the lock: it may be all that is left of its task.
+        drop(waker);
+    }
+
+    /// When [`run`](Self::run) is due at the latest.
+    pub(crate) fn next_timer(&self) -> Option<Instant> {
+        self.timers()
+            .wakers
+            .first_key_value()
+            .map(|((at, _), _)| *at)
+    }
+
+    /// Drives the ports and wakes the tasks whose time has come. For the quiet thread alone.
+    pub(crate) fn run(&self) {
+        // As many as there are now: what they cause comes with the next turn.
+        for _ in 0..self.ports.len() {
+            if let Some(port) = self.ports.pop().and_then(|port| port.upgrade()) {
+                port.drive();
+            }
+        }
+        while let Some(waker) = self.take_timer() {
+            waker.wake();
+        }
+    }
+
+    fn take_timer(&self) -> Option<Waker> {
+        let mut timers = self.timers();
+        let first = timers.wakers.first_entry()?;
+        (first.key().0 <= Instant::now()).then(|| first.remove())
+    }
+
+    fn timers(&self) -> MutexGuard<'_, Timers> {
+        self.timers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
