@@ -15,7 +15,7 @@ use crate::error::{ConnectError, OpenError};
 use crate::link::node::{Incident, Node, Reach};
 use crate::link::place::{self, Place};
 use crate::message::{ShmMessage, ShmRequest};
-use crate::service::{AsyncClient, Client, Receiver, Sender, Server};
+use crate::service::{AsyncClient, AsyncServer, Client, Receiver, Sender, Server};
 use crate::sys::socket::Socket;
 use crate::wait::Wait;
 
@@ -336,6 +336,15 @@ impl Bus {
     /// ```
     pub fn client<R: ShmRequest>(&self) -> Result<Client<R>, ConnectError> {
         Client::connect(&self.shared, None)
+    }
+
+    /// Offers the service of the request `R`, for any number of tasks and threads to answer.
+    ///
+    /// # Errors
+    ///
+    /// As [`server`](Self::server).
+    pub fn async_server<R: ShmRequest>(&self) -> Result<AsyncServer<R>, ConnectError> {
+        AsyncServer::offer(&self.shared)
     }
 
     /// Connects to the service of the request `R`, for any number of tasks and threads.

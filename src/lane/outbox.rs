@@ -172,7 +172,7 @@ impl Outbox {
         &self.parts.link
     }
 
-    pub(crate) fn line(&self) -> &Line {
+    pub(crate) fn line(&self) -> &Arc<Line> {
         &self.parts.line
     }
 

@@ -15,6 +15,19 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
+    /// Why a call that is dropped without an answer has none.
+    pub(super) fn of_drop(is_cancelled: bool, has_passed: bool) -> Failure {
+        if is_cancelled {
+            Failure::Cancelled
+        } else if has_passed {
+            Failure::Expired
+        } else if std::thread::panicking() {
+            Failure::Panicked
+        } else {
+            Failure::Dropped
+        }
+    }
+
     /// Reads it from a byte that a peer wrote.
     pub(crate) fn from_byte(byte: u8) -> Option<Failure> {
         Some(match byte {

@@ -84,6 +84,32 @@ impl Hub {
             .expect("a message's lane stays while its view borrows the hub")
     }
 
+    /// As [`lane`](Self::lane), to change it.
+    pub(crate) fn lane_mut(&mut self, number: usize) -> &mut Lane {
+        self.lanes[number]
+            .as_mut()
+            .expect("a lane stays as long as its message was not looked at")
+    }
+
+    /// Has every lane ring for what comes next. True where something has come already.
+    pub(crate) fn listen(&mut self) -> bool {
+        self.flush();
+        let asymmetric = self.arm_watched();
+        // SYNC(attend): pairs with the light barrier in `Rung::is_asked`.
+        heavy_barrier(asymmetric);
+        self.has_news()
+    }
+
+    /// Has a lane ring for what comes next, also where it has rung and was not emptied since.
+    pub(crate) fn attend_to(&mut self, number: usize) {
+        self.look_at_doors();
+        // SYNC(attend): as in `listen`; `rearm` passes its own fence.
+        heavy_barrier(self.arm_watched());
+        if self.lanes.get(number).is_some_and(Option::is_some) {
+            self.rearm(number);
+        }
+    }
+
     /// Waits for the next message of any lane: until the deadline, or until the port ended.
     #[inline(always)]
     pub(crate) fn next(&mut self, deadline: Option<Instant>) -> Next {

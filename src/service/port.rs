@@ -8,6 +8,7 @@ use crossbeam_queue::SegQueue;
 
 use super::connect::Closer;
 use super::contract::Contract;
+use super::tasks::Answers;
 use crate::error::{Fault, MemoryError};
 use crate::lane::{Inbox, Offered, Outbox, complete, lay_door, offer_end};
 use crate::link::node::{Node, Port};
@@ -17,6 +18,7 @@ use crate::memory::layout::{DOORBELL_LANES, Doorbell, MOST_CELLS, SegmentRef};
 use crate::memory::shared::Shared;
 use crate::sync::{AtomicBool, Ordering};
 use crate::wait::Sleeper;
+use crate::wait::tasks::Due;
 
 /// See the module.
 pub(crate) struct HubPort {
@@ -27,6 +29,7 @@ pub(crate) struct HubPort {
     pub(super) closed: Arc<SegQueue<usize>>,
     numbers: Mutex<Numbers>,
     pub(super) ended: AtomicBool,
+    due: Arc<Due>,
 }
 
 #[derive(Default)]
@@ -61,7 +64,9 @@ pub(crate) struct Lane {
     /// Whether the ring that was last asked for has been seen.
     pub(super) rung: bool,
     pub(super) idle: u32,
-    _closer: Closer,
+    /// Where tasks answer: it has the outbox and the closer then.
+    pub(super) answers: Option<Arc<Answers>>,
+    pub(super) closer: Option<Closer>,
 }
 
 impl Lane {
@@ -95,7 +100,19 @@ impl HubPort {
             closed: Arc::new(SegQueue::new()),
             numbers: Mutex::default(),
             ended: AtomicBool::new(false),
+            due: node.due().clone(),
         }))
+    }
+
+    /// Whether nobody will be accepted any more.
+    pub(super) fn has_ended(&self) -> bool {
+        // SYNC(ended): Acquire; pairs with Release in `end`.
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// What the quiet thread is to do for ports of tasks.
+    pub(super) fn due(&self) -> &Arc<Due> {
+        &self.due
     }
 
     /// Takes a number back whose lane is gone.
@@ -145,7 +162,8 @@ impl HubPort {
             queued: false,
             rung: false,
             idle: 0,
-            _closer: Closer::new(link.clone(), id),
+            answers: None,
+            closer: Some(Closer::new(link.clone(), id)),
         })
     }
 

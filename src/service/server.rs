@@ -16,7 +16,7 @@ use super::hub::Hub;
 use super::port::{HubPort, Lane};
 use crate::bus::Shared as BusShared;
 use crate::error::{ConnectError, Fault, ReceiveError, SendError};
-use crate::lane::{Held, Message, Outbox, Received, Role, To, View};
+use crate::lane::{Held, Inbox, Message, Outbox, Received, Role, To, View};
 use crate::link::node::Offer;
 use crate::memory::layout::MOST_OPEN;
 use crate::message::{ShmMessage, ShmRequest};
@@ -160,11 +160,13 @@ impl<R: ShmRequest> Server<R> {
                 return Ok(None);
             };
             let lane = self.hub.lane(number);
-            let Some(deadline) = admit(lane, &message) else {
+            let mut inbox = lane.inbox.borrow_mut();
+            let mut outbox = outbox_of(lane).borrow_mut();
+            let Some(deadline) = admit(&mut inbox, &mut outbox, &message) else {
                 continue;
             };
             // An invalid request has ended its link; the next one may be fine.
-            let archived = lane.inbox.borrow_mut().validate::<R>(message.record);
+            let archived = inbox.validate::<R>(message.record);
             if let Some(archived) = archived {
                 break (number, message, archived, deadline);
             }
@@ -192,51 +194,46 @@ fn outbox_of(lane: &Lane) -> &RefCell<Outbox> {
 
 /// Looks whether a request is to be delivered, and until when, in nanoseconds of the shared clock.
 #[inline(always)]
-fn admit(lane: &Lane, message: &Message) -> Option<u64> {
+pub(super) fn admit(inbox: &mut Inbox, outbox: &mut Outbox, message: &Message) -> Option<u64> {
     let Received { role, tag, .. } = message.record;
-    if role != Role::Message || usize::from(tag) >= MOST_OPEN {
-        return admit_other(lane, message);
-    }
-    if outbox_of(lane).borrow().is_cancelled(tag) {
-        turn_away(lane, message, Failure::Cancelled);
-        return None;
+    if role != Role::Message || usize::from(tag) >= MOST_OPEN || outbox.is_cancelled(tag) {
+        return admit_other(inbox, outbox, message);
     }
     Some(0)
 }
 
 #[cold]
-fn admit_other(lane: &Lane, message: &Message) -> Option<u64> {
-    let Received { role, tag, .. } = message.record;
-    let mut inbox = lane.inbox.borrow_mut();
-    if role != Role::Call || usize::from(tag) >= MOST_OPEN {
-        let what = "no request, or one of too high a tag";
-        inbox.refuse(Fault::Control { what });
+fn admit_other(inbox: &mut Inbox, outbox: &mut Outbox, message: &Message) -> Option<u64> {
+    let Received {
+        role, tag, cell, ..
+    } = message.record;
+    let is_request = matches!(role, Role::Message | Role::Call);
+    if !is_request || usize::from(tag) >= MOST_OPEN {
+        inbox.refuse(Fault::Control {
+            what: "no request, or one of too high a tag",
+        });
         return None;
     }
-    let deadline = inbox.take_envelope().deadline;
-    drop(inbox);
-    if outbox_of(lane).borrow().is_cancelled(tag) {
-        turn_away(lane, message, Failure::Cancelled);
-        return None;
-    }
-    if has_passed(deadline) {
-        turn_away(lane, message, Failure::Expired);
-        return None;
-    }
-    Some(deadline)
-}
-
-/// Says of a request that was not delivered that it will not be.
-#[cold]
-fn turn_away(lane: &Lane, message: &Message, why: Failure) {
-    let (record, at_once) = (message.record, message.segment.is_some());
-    lane.inbox.borrow_mut().hand_back(record.cell, at_once);
-    give_up(&mut outbox_of(lane).borrow_mut(), record.tag, why);
+    let deadline = if role == Role::Call {
+        inbox.take_envelope().deadline
+    } else {
+        0
+    };
+    let why = if outbox.is_cancelled(tag) {
+        Failure::Cancelled
+    } else if has_passed(deadline) {
+        Failure::Expired
+    } else {
+        return Some(deadline);
+    };
+    inbox.hand_back(cell, message.segment.is_some());
+    give_up(outbox, tag, why);
+    None
 }
 
 /// Tells a caller that there is no reply, and why.
 #[cold]
-fn give_up(outbox: &mut Outbox, tag: u16, why: Failure) {
+pub(super) fn give_up(outbox: &mut Outbox, tag: u16, why: Failure) {
     // A lane too full even for this is that of a client that no honest one is.
     if outbox.fail(tag, why as u8, "").is_err() && !outbox.line().is_closed() {
         hoards(outbox);
@@ -245,7 +242,7 @@ fn give_up(outbox: &mut Outbox, tag: u16, why: Failure) {
 
 /// Whether this moment of the shared clock is over; zero is none.
 #[inline]
-fn has_passed(deadline: u64) -> bool {
+pub(super) fn has_passed(deadline: u64) -> bool {
     deadline != 0 && clock::now() >= deadline
 }
 
@@ -446,7 +443,7 @@ impl<R: ShmRequest> Call<'_, R> {
 }
 
 #[cold]
-fn unsent(outbox: &mut Outbox, tag: u16, error: SendError) -> Result<(), SendError> {
+pub(super) fn unsent(outbox: &mut Outbox, tag: u16, error: SendError) -> Result<(), SendError> {
     let why = match &error {
         SendError::Closed { .. } => return Ok(()),
         SendError::Full => {
@@ -486,15 +483,7 @@ impl<R: ShmRequest> Drop for Call<'_, R> {
         if !self.answered {
             self.view = None;
             let mut outbox = self.outbox.borrow_mut();
-            let why = if outbox.is_cancelled(self.tag) {
-                Failure::Cancelled
-            } else if has_passed(self.deadline) {
-                Failure::Expired
-            } else if std::thread::panicking() {
-                Failure::Panicked
-            } else {
-                Failure::Dropped
-            };
+            let why = Failure::of_drop(outbox.is_cancelled(self.tag), has_passed(self.deadline));
             give_up(&mut outbox, self.tag, why);
         }
     }

@@ -3,13 +3,16 @@
 //! Unsafe code is needed to fork.
 #![allow(unsafe_code)]
 
-use shmbus::{Bus, CallError, Client, ReceiveError, Receiver, SendError, Sender, Server};
+use shmbus::{
+    AsyncClient, Bus, CallError, Client, ReceiveError, Receiver, SendError, Sender, Server,
+};
 
 use crate::support::{Ask, Child, Dir, answer, check_call, name, open, tell, together};
 
 struct Handles {
     bus: Bus,
     client: Client<Ask>,
+    shared: AsyncClient<Ask>,
     server: Server<Ask>,
     sender: Sender<Ask>,
     receiver: Receiver<Ask>,
@@ -31,6 +34,10 @@ fn look(handles: &mut Handles) -> i32 {
         matches!(handles.sender.try_send(&ask), Err(SendError::Forked)),
         matches!(handles.server.try_next(), Err(ReceiveError::Forked)),
         matches!(handles.receiver.try_next(), Err(ReceiveError::Forked)),
+        matches!(
+            handles.shared.call(&ask).wait().err(),
+            Some(CallError::Send(SendError::Forked))
+        ),
         handles.client.loan_bytes(100).is_err(),
         handles.sender.loan_bytes(100_000).is_err(),
         handles.client.try_clone().is_err(),
@@ -69,12 +76,14 @@ pub(crate) fn forks() {
     let server = serving.server::<Ask>().expect("nobody else serves");
     let thread = std::thread::spawn(move || answer(server));
     let client = open(name).client::<Ask>().expect("a server is there");
+    let shared = open(name).async_client::<Ask>().expect("a server is there");
     let bus = open("fork-other");
     let mut handles = Some(Handles {
         server: bus.server::<Ask>().expect("nobody else serves"),
         receiver: bus.receiver::<Ask>("asks").expect("nobody else does"),
         sender: bus.sender::<Ask>("asks").expect("a receiver is there"),
         client,
+        shared,
         bus,
     });
     check_call(&handles.as_ref().expect("made").client, 1, 24);
@@ -110,6 +119,19 @@ pub(crate) fn forks_with_views() {
     let server = serving.server::<Ask>().expect("nobody else serves");
     let thread = std::thread::spawn(move || answer(server));
     let client = open("views").client::<Ask>().expect("a server is there");
+    let (ask, shared) = (Ask::new(5, 24), open("views").async_client::<Ask>());
+    let shared = shared.expect("a server is there");
+    let mut pending = Some(shared.call(&ask));
+    let end = in_fork(|| {
+        let waited = pending.take().expect("it is there").wait();
+        i32::from(!matches!(
+            waited.err(),
+            Some(CallError::Send(SendError::Forked))
+        ))
+    });
+    assert_eq!(end, 0, "waiting for a call");
+    let pending = pending.expect("only the child took it");
+    assert_eq!(pending.wait().expect("it answers").id, 5);
     let items = client.stream(&Ask::new(4, 24)).expect("there is room");
     let mut items = Some(items);
     let end = in_fork(|| {

@@ -1,13 +1,17 @@
 //! Clients that many tasks share, on every executor.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 
-use shmbus::{AsyncClient, Bus, CallError, Config, SendError, ShmMessage, Wait};
+use shmbus::{
+    AsyncCall, AsyncClient, AsyncServer, Bus, CallError, Config, Kept, Pending, SendError,
+    ShmMessage, Wait,
+};
 
 use crate::support::{name, together};
 
@@ -280,4 +284,220 @@ fn a_server_that_ends_wakes_every_task() {
         thread.join().expect("the caller does not panic");
     }
     assert_eq!(LOST.load(Ordering::Relaxed), 50);
+}
+
+/// As [`everywhere`], with a server among the tasks: `serve` makes as many of them as it likes.
+fn everywhere_served(
+    test: &str,
+    waits: &[Wait],
+    serve: fn(Arc<AsyncServer<Add>>) -> Vec<Task>,
+    call: fn(AsyncClient<Add>, Bus) -> Vec<Task>,
+) {
+    let _together = together();
+    for Executor {
+        name: executor,
+        run,
+    } in EXECUTORS
+    {
+        for &wait in waits {
+            eprintln!("{executor}, {wait:?}");
+            let config = Config {
+                wait,
+                ..Config::default()
+            };
+            let name = name(&format!("{test}-{executor}-{wait:?}"));
+            let serving = config.open(&name).expect("the bus opens");
+            let calling = config.open(&name).expect("the bus opens");
+            let server = serving.async_server::<Add>().expect("nobody else serves");
+            let client = calling.async_client::<Add>().expect("a server is there");
+            let mut tasks = serve(Arc::new(server));
+            tasks.extend(call(client, serving));
+            run(tasks);
+        }
+    }
+}
+
+/// Waits for all of them at once: each is sent as soon as there is room for it.
+async fn all(pending: Vec<Pending<'_, Add>>) -> Vec<Kept<Sum>> {
+    let mut replies: Vec<_> = pending.iter().map(|_| None).collect();
+    let mut pending: Vec<_> = pending.into_iter().map(Some).collect();
+    poll_fn(|cx| {
+        for (pending, reply) in pending.iter_mut().zip(&mut replies) {
+            let polled = pending.as_mut().map(|call| Pin::new(call).poll(cx));
+            if let Some(Poll::Ready(answer)) = polled {
+                (*pending, *reply) = (None, Some(answer.expect("it answers")));
+            }
+        }
+        if pending.iter().any(Option::is_some) {
+            return Poll::Pending;
+        }
+        Poll::Ready(())
+    })
+    .await;
+    replies.into_iter().flatten().collect()
+}
+
+fn sum_of(call: &AsyncCall<Add>) -> Sum {
+    Sum {
+        id: call.id.to_native(),
+        sum: 0,
+        padding: call.padding.to_vec(),
+    }
+}
+
+#[test]
+fn ten_thousand_calls_that_no_one_has_answered() {
+    const TASKS: u64 = 100;
+    const EACH: u64 = 100;
+    everywhere_served(
+        "ten-thousand",
+        &[Wait::Adaptive],
+        |server| {
+            vec![Box::pin(async move {
+                let mut taken = Vec::new();
+                while taken.len() < (TASKS * EACH) as usize {
+                    let call = server.next().await.expect("not forked");
+                    taken.push(call.expect("the bus is open"));
+                }
+                // In some other order than they came in.
+                let mut random = 7usize;
+                while !taken.is_empty() {
+                    random = random
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1);
+                    let call = taken.swap_remove((random >> 33) % taken.len());
+                    let reply = sum_of(&call);
+                    call.reply(&reply).expect("it fits");
+                }
+            })]
+        },
+        |client, _| {
+            let task = |task: u64| -> Task {
+                let client = client.clone();
+                Box::pin(async move {
+                    let id = |turn: u64| (task * EACH + turn) * 6;
+                    let requests: Vec<_> = (0..EACH).map(|turn| add(id(turn), 0)).collect();
+                    let pending: Vec<_> = requests.iter().map(|r| client.call(r)).collect();
+                    for (request, reply) in requests.iter().zip(all(pending).await) {
+                        assert_eq!(reply.id, request.id);
+                    }
+                })
+            };
+            (0..TASKS).map(task).collect()
+        },
+    );
+}
+
+#[test]
+fn many_tasks_serve_and_send_streams_to_many() {
+    const TASKS: u64 = 8;
+    static ENDED: AtomicU64 = AtomicU64::new(0);
+    everywhere_served(
+        "serving",
+        &[Wait::Adaptive, Wait::Park],
+        |server| {
+            let task = |_| -> Task {
+                let server = server.clone();
+                Box::pin(async move {
+                    while let Some(call) = server.next().await.expect("not forked") {
+                        let count = call.count.to_native();
+                        let mut sent = Ok(());
+                        for number in 0..count {
+                            sent = call.send(&Number { number }).await;
+                            if sent.is_err() {
+                                break;
+                            }
+                        }
+                        match sent {
+                            Ok(()) => {
+                                let reply = sum_of(&call);
+                                call.reply(&reply).expect("it fits");
+                            }
+                            Err(SendError::Cancelled) => {}
+                            Err(error) => panic!("{error}"),
+                        }
+                    }
+                })
+            };
+            (0..3).map(task).collect()
+        },
+        |client, serving| {
+            ENDED.store(0, Ordering::Relaxed);
+            let task = |task: u64| -> Task {
+                let (client, serving) = (client.clone(), serving.clone());
+                Box::pin(async move {
+                    for turn in 0..10 {
+                        let id = task * 1_000 + turn;
+                        let request = add(id, 700);
+                        let mut items = client.stream(&request).await.expect("there is room");
+                        for number in 0..700 {
+                            let item = items.next().await.expect("it goes on");
+                            assert_eq!(item.expect("it goes on").number, number);
+                        }
+                        let reply = items.finish().await.expect("it ends with a reply");
+                        assert_eq!(reply.id, id);
+                        let endless = add(id, ENDLESS);
+                        let mut endless = client.stream(&endless).await.expect("there is room");
+                        endless
+                            .next()
+                            .await
+                            .expect("it goes on")
+                            .expect("it goes on");
+                    }
+                    if ENDED.fetch_add(1, Ordering::Relaxed) + 1 == TASKS {
+                        serving.close();
+                    }
+                })
+            };
+            (0..TASKS).map(task).collect()
+        },
+    );
+}
+
+#[test]
+fn a_task_learns_that_its_call_is_cancelled() {
+    everywhere_served(
+        "cancelled",
+        &[Wait::Adaptive, Wait::Park],
+        |server| {
+            vec![Box::pin(async move {
+                for turn in 0..50 {
+                    let call = server.next().await.expect("not forked");
+                    let call = call.expect("the bus is open");
+                    // It has something of the call, and waits for nothing else; at times with
+                    // another request that nobody takes meanwhile.
+                    call.try_send(&Number { number: turn })
+                        .expect("there is room");
+                    call.cancelled().await;
+                    assert!(call.is_cancelled());
+                    drop(call);
+                    if turn % 2 == 1 {
+                        let other = server.next().await.expect("not forked");
+                        let other = other.expect("the bus is open");
+                        let reply = sum_of(&other);
+                        other.reply(&reply).expect("it fits");
+                    }
+                }
+            })]
+        },
+        |client, _| {
+            vec![Box::pin(async move {
+                for turn in 0..50 {
+                    let request = add(turn, 1);
+                    let mut items = client.stream(&request).await.expect("there is room");
+                    let item = items.next().await.expect("it goes on");
+                    assert_eq!(item.expect("it goes on").number, turn as u32);
+                    let other = add(turn, 0);
+                    let other = (turn % 2 == 1).then(|| client.call(&other));
+                    if turn % 3 == 0 {
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                    drop(items);
+                    if let Some(other) = other {
+                        assert_eq!(other.await.expect("it answers").id, turn);
+                    }
+                }
+            })]
+        },
+    );
 }

@@ -298,18 +298,23 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
     }
 
     fn send(&self, waker: Option<&Waker>) -> Result<Option<Open>, Error<R>> {
-        let strand = self.client.strand()?;
-        match strand.poll_send(self.request, self.deadline, waker) {
-            Poll::Pending => Ok(None),
-            Poll::Ready(tag) => Ok(Some(Open {
-                tag: tag?,
+        loop {
+            let strand = self.client.strand()?;
+            let tag = match strand.poll_send(self.request, self.deadline, waker) {
+                Poll::Pending => return Ok(None),
+                // Others took the last places meanwhile.
+                Poll::Ready(Err(CallError::TooMany { .. })) => continue,
+                Poll::Ready(tag) => tag?,
+            };
+            return Ok(Some(Open {
+                tag,
                 strand,
                 wait: self.client.inner.wait,
                 over: false,
                 deadline: self.deadline,
                 timer: None,
                 due: self.client.inner.bus.node().due().clone(),
-            })),
+            }));
         }
     }
 
@@ -388,6 +393,9 @@ pub struct AsyncItems<R: ShmRequest> {
     _request: PhantomData<fn(R)>,
 }
 
+/// An item that was taken, or why there is none.
+type Taken<R> = Result<Kept<<R as ShmRequest>::Item>, Error<R>>;
+
 /// How far a stream has come.
 enum End {
     Open,
@@ -406,10 +414,7 @@ impl<R: ShmRequest> AsyncItems<R> {
     }
 
     /// As [`next`](Self::next), for those who write futures by hand.
-    pub fn poll_next(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Kept<R::Item>, CallError<R::Error>>>> {
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Taken<R>>> {
         if !matches!(self.end, End::Open) {
             return Poll::Ready(None);
         }

@@ -2,11 +2,15 @@
 //!
 //! - [`AsyncClient`]: one handle, any number of calls that are not answered yet; [`Pending`] and
 //!   [`AsyncItems`] are what one of them is waited for with.
+//! - [`AsyncServer`], [`AsyncCall`]: a server whose calls are answered by any task or thread.
 //! - [`strand`]: one lane pair of such a client.
 //!
 //! `wait::tasks` says how a task waits.
 
 mod client;
+mod server;
 mod strand;
 
 pub use client::{AsyncClient, AsyncItems, Pending};
+pub(super) use server::Answers;
+pub use server::{AsyncCall, AsyncServer};

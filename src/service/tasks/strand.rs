@@ -127,7 +127,10 @@ impl Strand {
             state.outbox.ask_for_room();
             match state.send(request, deadline) {
                 Err(CallError::Send(SendError::Full)) => Poll::Pending,
-                sent => Poll::Ready(sent),
+                sent => {
+                    state.room.pop();
+                    Poll::Ready(sent)
+                }
             }
         })
     }
