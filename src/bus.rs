@@ -15,7 +15,9 @@ use crate::error::{ConnectError, OpenError};
 use crate::link::node::{Incident, Node, Reach};
 use crate::link::place::{self, Place};
 use crate::message::{ShmMessage, ShmRequest};
-use crate::service::{AsyncClient, AsyncServer, Client, Receiver, Sender, Server};
+use crate::service::{
+    AsyncCall, AsyncClient, AsyncServer, Client, Receiver, Sender, Server, Serving,
+};
 use crate::sys::socket::Socket;
 use crate::wait::Wait;
 
@@ -345,6 +347,46 @@ impl Bus {
     /// As [`server`](Self::server).
     pub fn async_server<R: ShmRequest>(&self) -> Result<AsyncServer<R>, ConnectError> {
         AsyncServer::offer(&self.shared)
+    }
+
+    /// Answers the service of the request `R` on so many threads, at least one, until what this returns
+    /// is dropped.
+    ///
+    /// A handler returns the reply, or an error of the service's own. Where it panics, its caller gets
+    /// [`CallError::Panicked`](crate::CallError::Panicked) with what the panic said, and the thread
+    /// goes on.
+    ///
+    /// # Errors
+    ///
+    /// As [`server`](Self::server).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use shmbus::{Bus, ShmMessage};
+    /// # #[derive(ShmMessage)]
+    /// # #[shm(service = "double", reply = Doubled)]
+    /// # struct Double { number: u32 }
+    /// # #[derive(ShmMessage)]
+    /// # struct Doubled { number: u32 }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-serve")?;
+    /// let serving = bus.serve::<Double, _>(4, |call| {
+    ///     Ok(Doubled { number: call.number.to_native() * 2 })
+    /// })?;
+    ///
+    /// let client = bus.client::<Double>()?;
+    /// assert_eq!(client.call(&Double { number: 21 })?.number, 42);
+    /// # drop(client);
+    /// drop(serving); // what was taken is answered, and the threads end
+    /// # Ok(()) }
+    /// ```
+    pub fn serve<R, H>(&self, threads: usize, handler: H) -> Result<Serving<R>, ConnectError>
+    where
+        R: ShmRequest,
+        H: Fn(&AsyncCall<R>) -> Result<R::Reply, R::Error> + Send + Sync + 'static,
+    {
+        Serving::start(&self.shared, threads, handler)
     }
 
     /// Connects to the service of the request `R`, for any number of tasks and threads.

@@ -379,6 +379,12 @@ pub enum CallError<E = crate::message::Nothing> {
         /// The process at the other end.
         pid: u32,
     },
+    /// The server stops: it answers what it has taken, and this call it had not.
+    #[error("process {pid} stops its service, and did not take the call")]
+    Stopping {
+        /// The process at the other end.
+        pid: u32,
+    },
     /// The server panicked while it handled the call.
     #[error("process {pid} panicked while it handled the call: {what}")]
     Panicked {

@@ -88,7 +88,9 @@ pub use message::private as __private;
 pub use message::{CodecError, Nothing, ShmMessage, ShmRequest, schema_of};
 pub use rkyv;
 #[cfg(not(loom))]
-pub use service::{AsyncCall, AsyncClient, AsyncItems, AsyncServer, Pending};
+pub use service::{
+    AsyncCall, AsyncClient, AsyncItems, AsyncServer, Next, Pending, Sending, Serving,
+};
 #[cfg(not(loom))]
 pub use service::{Call, Client, Items, Receiver, Sender, Server};
 /// Makes a struct or an enum a message that can be sent over the bus.

@@ -12,6 +12,7 @@ pub(crate) enum Failure {
     Cancelled = 5,
     Expired = 6,
     Panicked = 7,
+    Stopping = 8,
 }
 
 impl Failure {
@@ -38,6 +39,7 @@ impl Failure {
             5 => Failure::Cancelled,
             6 => Failure::Expired,
             7 => Failure::Panicked,
+            8 => Failure::Stopping,
             _ => return None,
         })
     }
@@ -51,6 +53,7 @@ pub(super) fn unanswered<E>(pid: u32, why: u8, text: String) -> CallError<E> {
         Some(Failure::Encode) => "it cannot be archived",
         Some(Failure::Memory) => "the server has no memory for it",
         Some(Failure::Expired) => return CallError::TimedOut,
+        Some(Failure::Stopping) => return CallError::Stopping { pid },
         Some(Failure::Panicked) => return CallError::Panicked { pid, what: text },
         Some(Failure::Dropped | Failure::Cancelled) | None => {
             return CallError::Unanswered { pid };

@@ -234,8 +234,14 @@ fn admit_other(inbox: &mut Inbox, outbox: &mut Outbox, message: &Message) -> Opt
 /// Tells a caller that there is no reply, and why.
 #[cold]
 pub(super) fn give_up(outbox: &mut Outbox, tag: u16, why: Failure) {
+    give_up_with(outbox, tag, why, "");
+}
+
+/// As [`give_up`], in words.
+#[cold]
+pub(super) fn give_up_with(outbox: &mut Outbox, tag: u16, why: Failure, text: &str) {
     // A lane too full even for this is that of a client that no honest one is.
-    if outbox.fail(tag, why as u8, "").is_err() && !outbox.line().is_closed() {
+    if outbox.fail(tag, why as u8, text).is_err() && !outbox.line().is_closed() {
         hoards(outbox);
     }
 }

@@ -12,6 +12,7 @@ mod lifetimes;
 mod one_writer;
 mod places;
 mod race;
+mod serving;
 mod streams;
 mod support;
 mod tasks;

@@ -3,14 +3,18 @@
 //! - [`AsyncClient`]: one handle, any number of calls that are not answered yet; [`Pending`] and
 //!   [`AsyncItems`] are what one of them is waited for with.
 //! - [`AsyncServer`], [`AsyncCall`]: a server whose calls are answered by any task or thread.
+//! - [`Serving`]: a pool of threads that does that.
 //! - [`strand`]: one lane pair of such a client.
 //!
 //! `wait::tasks` says how a task waits.
 
+mod block;
 mod client;
+mod serve;
 mod server;
 mod strand;
 
 pub use client::{AsyncClient, AsyncItems, Pending};
+pub use serve::Serving;
 pub(super) use server::Answers;
-pub use server::{AsyncCall, AsyncServer};
+pub use server::{AsyncCall, AsyncServer, Next, Sending};

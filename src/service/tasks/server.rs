@@ -7,13 +7,16 @@
 //! cancelled leaves the call's lane armed with a number that was not rung for, and is woken whenever
 //! that may have changed. Room is asked for as in `wait`. Each asking is followed by one more look.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::marker::PhantomData;
 use std::ops::Deref;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
+use super::block::block_on;
 use crate::bus::Shared as BusShared;
 use crate::error::{ConnectError, ReceiveError, SendError};
 use crate::lane::{Kept, Message, Outbox, To};
@@ -27,7 +30,7 @@ use crate::service::contract::Contract;
 use crate::service::failure::Failure;
 use crate::service::hub::Hub;
 use crate::service::port::{HubPort, Lane};
-use crate::service::server::{admit, give_up, has_passed, unsent};
+use crate::service::server::{admit, give_up, give_up_with, has_passed, unsent};
 use crate::sys::clock;
 use crate::sys::fork::Origin;
 use crate::wait::Wait;
@@ -81,6 +84,8 @@ struct Core {
     port: Arc<HubPort>,
     wait: Wait,
     origin: Origin,
+    /// Requests that were not taken are refused.
+    stops: AtomicBool,
 }
 
 struct State {
@@ -121,6 +126,7 @@ impl<R: ShmRequest> AsyncServer<R> {
             port: port.clone(),
             wait,
             origin: node.origin(),
+            stops: AtomicBool::new(false),
         });
         let driven = Arc::downgrade(&core) as Weak<_>;
         port.sleeper.attach(driven, node.due().clone());
@@ -141,15 +147,20 @@ impl<R: ShmRequest> AsyncServer<R> {
     /// # Errors
     ///
     /// [`ReceiveError::Forked`].
-    pub async fn next(&self) -> Result<Option<AsyncCall<R>>, ReceiveError> {
-        poll_fn(|cx| self.poll_next(cx)).await
+    pub fn next(&self) -> Next<'_, R> {
+        Next(self)
     }
 
-    /// As [`next`](Self::next), for those who write futures by hand.
-    pub fn poll_next(
-        &self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Option<AsyncCall<R>>, ReceiveError>> {
+    /// Has every request that was not taken yet refused, and then [`next`](Self::next) end.
+    ///
+    /// Calls that were taken are answered as ever.
+    pub fn stop(&self) {
+        // Relaxed: looked at under the lock that is taken next.
+        self.core.stops.store(true, Ordering::Relaxed);
+        self.core.drive();
+    }
+
+    fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Result<Option<AsyncCall<R>>, ReceiveError>> {
         if self.core.origin.is_forked() {
             return Poll::Ready(Err(ReceiveError::Forked));
         }
@@ -163,11 +174,17 @@ impl<R: ShmRequest> AsyncServer<R> {
                 for _ in 0..looks {
                     // In this order: what came before the end is still taken.
                     let ended = self.core.port.has_ended();
-                    if let Some(found) = state.take::<R>() {
+                    let stops = self.core.stops.load(Ordering::Relaxed);
+                    while let Some(found) = state.take::<R>() {
+                        let call = AsyncCall::new(found, self.core.clone());
+                        if stops {
+                            call.refuse(Failure::Stopping, "");
+                            continue;
+                        }
                         state.pass_on();
-                        return Poll::Ready(Ok(Some(AsyncCall::new(found, self.core.clone()))));
+                        return Poll::Ready(Ok(Some(call)));
                     }
-                    if ended {
+                    if ended || stops {
                         state.pass_on();
                         return Poll::Ready(Ok(None));
                     }
@@ -370,8 +387,8 @@ impl<R: ShmRequest> AsyncCall<R> {
     /// # Errors
     ///
     /// As [`Call::send`](crate::Call::send).
-    pub async fn send(&self, item: &R::Item) -> Result<(), SendError> {
-        poll_fn(|cx| self.poll_send(item, cx)).await
+    pub fn send<'a>(&'a self, item: &'a R::Item) -> Sending<'a, R> {
+        Sending { call: self, item }
     }
 
     /// As [`send`](Self::send), without waiting.
@@ -402,6 +419,14 @@ impl<R: ShmRequest> AsyncCall<R> {
                     .enter(|state| state.room.retain(|other| !other.will_wake(waker)));
                 Poll::Ready(sent)
             }
+        }
+    }
+
+    /// Answers that there is no reply, and why.
+    pub(super) fn refuse(mut self, why: Failure, text: &str) {
+        self.answered = true;
+        if !self.core.origin.is_forked() {
+            give_up_with(&mut lock(&self.answers.outbox), self.tag, why, text);
         }
     }
 
@@ -490,5 +515,56 @@ impl<R: ShmRequest> Drop for AsyncCall<R> {
             let why = Failure::of_drop(outbox.is_cancelled(self.tag), has_passed(self.deadline));
             give_up(&mut outbox, self.tag, why);
         }
+    }
+}
+
+/// The next request, as [`AsyncServer::next`] waits for it: a future, or on a thread
+/// [`wait`](Self::wait).
+#[must_use = "nothing is taken before this is awaited"]
+pub struct Next<'a, R: ShmRequest>(&'a AsyncServer<R>);
+
+impl<R: ShmRequest> Next<'_, R> {
+    /// Waits for it on this thread.
+    ///
+    /// # Errors
+    ///
+    /// [`ReceiveError::Forked`].
+    pub fn wait(self) -> Result<Option<AsyncCall<R>>, ReceiveError> {
+        block_on(self)
+    }
+}
+
+impl<R: ShmRequest> Future for Next<'_, R> {
+    type Output = Result<Option<AsyncCall<R>>, ReceiveError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.poll_next(cx)
+    }
+}
+
+/// An item that is sent, as [`AsyncCall::send`] waits for room: a future, or on a thread
+/// [`wait`](Self::wait).
+#[must_use = "nothing is sent before this is awaited"]
+pub struct Sending<'a, R: ShmRequest> {
+    call: &'a AsyncCall<R>,
+    item: &'a R::Item,
+}
+
+impl<R: ShmRequest> Sending<'_, R> {
+    /// Waits for room on this thread.
+    ///
+    /// # Errors
+    ///
+    /// As [`AsyncCall::send`].
+    pub fn wait(self) -> Result<(), SendError> {
+        block_on(self)
+    }
+}
+
+impl<R: ShmRequest> Future for Sending<'_, R> {
+    type Output = Result<(), SendError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.call.poll_send(self.item, cx)
     }
 }
