@@ -128,12 +128,6 @@ enum Stop {
     Never(SendError),
 }
 
-impl From<NoRoom> for Stop {
-    fn from(_: NoRoom) -> Stop {
-        Stop::Wait
-    }
-}
-
 impl From<EncodeError> for Stop {
     #[cold]
     fn from(error: EncodeError) -> Stop {
@@ -370,8 +364,11 @@ impl Outbox {
         if to.kind == Kind::Call {
             write_behind_header(&space, bytes_of(&to.envelope));
         }
-        self.ring
-            .publish(&space, (to.kind, needed as u16, to.tag), cells, None)?;
+        let record = (to.kind, needed as u16, to.tag);
+        if self.ring.publish(&space, record, cells, None).is_err() {
+            // It would take the last free cells.
+            return self.full();
+        }
         self.was_large = false;
         self.signal();
         Ok(())

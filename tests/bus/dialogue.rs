@@ -391,3 +391,41 @@ fn too_many_open_streams_are_refused_and_all_others_answered() {
     }
     assert!(client.stream(&ask).is_ok());
 }
+
+#[test]
+fn replies_of_any_size_find_room_however_few_were_taken() {
+    let _together = together();
+    let bus = open(&name("sizes-untaken"));
+    let mut server = bus.server::<Numbers>().expect("nobody else serves");
+    let mut random = 7u64;
+    for _ in 0..150 {
+        let client = bus.client::<Numbers>().expect("a server is there");
+        let mut waiting = VecDeque::new();
+        for _ in 0..120 {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            let bytes = (random >> 33) as u32 % 2_500 + 1;
+            let reason = "x".repeat(bytes as usize);
+            let ask = Numbers { count: 0, bytes };
+            waiting.push_back((client.stream(&ask).expect("there is room"), bytes));
+            let call = server.next().expect("not forked").expect("it comes");
+            call.fail(&Refused { reason }).expect("it fits");
+            // Some are taken, in no order.
+            if random >> 60 == 0 {
+                let at = (random >> 40) as usize % waiting.len();
+                check_refused(waiting.swap_remove_back(at).expect("it is there"));
+            }
+        }
+        waiting.into_iter().for_each(check_refused);
+        assert!(bus.take_incidents().is_empty());
+    }
+}
+
+/// Takes an answer of so many bytes.
+fn check_refused((mut items, bytes): (Items<'_, Numbers>, u32)) {
+    match items.next().expect("an error") {
+        Err(CallError::Service(error)) => assert_eq!(error.reason.len(), bytes as usize),
+        other => panic!("{:?}", other.err()),
+    }
+}

@@ -133,6 +133,19 @@ fn on_tokio(runtime: &std::io::Result<tokio::runtime::Runtime>, tasks: Vec<Task>
     });
 }
 
+/// Says what went wrong between two buses, where a test fails.
+struct Said([Bus; 2]);
+
+impl Drop for Said {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0
+                .iter()
+                .for_each(|bus| eprintln!("{:?}", bus.take_incidents()));
+        }
+    }
+}
+
 /// Runs the same on each executor and with each way of waiting.
 fn everywhere(test: &str, tasks: usize, task: fn(AsyncClient<Add>, u64) -> Task) {
     let _together = together();
@@ -151,6 +164,7 @@ fn everywhere(test: &str, tasks: usize, task: fn(AsyncClient<Add>, u64) -> Task)
             let serving = config.open(&name).expect("the bus opens");
             let calling = config.open(&name).expect("the bus opens");
             let thread = serve(&serving);
+            let _said = Said([serving.clone(), calling.clone()]);
             let client = calling.async_client::<Add>().expect("a server is there");
             run((0..tasks as u64)
                 .map(|number| task(client.clone(), number))
