@@ -469,6 +469,10 @@ impl<R: ShmRequest> AsyncItems<R> {
 
 impl<R: ShmRequest> Drop for AsyncItems<R> {
     fn drop(&mut self) {
+        if self.open.strand.is_forked() {
+            return;
+        }
+        // A reply that nobody wants goes back like one that was looked at.
         if let End::Found(message) = std::mem::replace(&mut self.end, End::Over) {
             self.open
                 .strand

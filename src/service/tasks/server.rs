@@ -71,10 +71,10 @@ const LOOKS: usize = 500;
 /// # Ok(()) }
 /// ```
 pub struct AsyncServer<R: ShmRequest> {
-    // Before the core, so that nobody is accepted who is not served.
-    offer: Option<Offer>,
+    // Dropped before the core, so that nobody is accepted who is not served.
+    _offer: Offer,
     core: Arc<Core>,
-    bus: Arc<BusShared>,
+    _bus: Arc<BusShared>,
     _request: PhantomData<fn(R)>,
 }
 
@@ -132,9 +132,9 @@ impl<R: ShmRequest> AsyncServer<R> {
         port.sleeper.attach(driven, node.due().clone());
         let offer = node.offer(R::SERVICE, port)?;
         Ok(AsyncServer {
-            offer: Some(offer),
+            _offer: offer,
             core,
-            bus: bus.clone(),
+            _bus: bus.clone(),
             _request: PhantomData,
         })
     }
@@ -200,14 +200,6 @@ impl<R: ShmRequest> AsyncServer<R> {
                 }
             }
         })
-    }
-}
-
-impl<R: ShmRequest> Drop for AsyncServer<R> {
-    fn drop(&mut self) {
-        self.offer = None;
-        // Kept until here, so that the offer ends first.
-        let _ = &self.bus;
     }
 }
 

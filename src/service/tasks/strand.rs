@@ -32,6 +32,8 @@ const TURN: usize = 1024;
 pub(super) struct Strand {
     state: Mutex<State>,
     origin: Origin,
+    /// The process at the other end.
+    pid: u32,
 }
 
 struct State {
@@ -53,6 +55,7 @@ struct State {
 impl Strand {
     pub(super) fn new(outbox: Outbox, mut inbox: Inbox, closer: Closer, origin: Origin) -> Strand {
         inbox.watch();
+        let pid = outbox.link().pid();
         let state = State {
             outbox,
             inbox,
@@ -67,12 +70,17 @@ impl Strand {
         Strand {
             state: Mutex::new(state),
             origin,
+            pid,
         }
     }
 
     /// In a forked child the lock may be held for ever, and what is armed is not there.
+    pub(super) fn is_forked(&self) -> bool {
+        self.origin.is_forked()
+    }
+
     fn check_fork<E>(&self) -> Result<(), CallError<E>> {
-        match self.origin.is_forked() {
+        match self.is_forked() {
             true => Err(SendError::Forked.into()),
             false => Ok(()),
         }
@@ -100,7 +108,7 @@ impl Strand {
     }
 
     pub(super) fn pid(&self) -> u32 {
-        self.lock().outbox.link().pid()
+        self.pid
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -187,7 +195,7 @@ impl Strand {
 
     /// Nobody waits for a call any more.
     pub(super) fn abandon(&self, tag: u16) {
-        if self.origin.is_forked() {
+        if self.is_forked() {
             return;
         }
         self.enter(|state| {
