@@ -91,6 +91,11 @@ impl Hub {
             .expect("a lane stays as long as its message was not looked at")
     }
 
+    /// How many lanes there may be.
+    pub(crate) fn lanes(&self) -> usize {
+        self.lanes.len()
+    }
+
     /// Has every lane ring for what comes next. True where something has come already.
     pub(crate) fn listen(&mut self) -> bool {
         self.flush();

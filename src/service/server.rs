@@ -23,6 +23,9 @@ use crate::message::{ShmMessage, ShmRequest};
 use crate::sys::clock;
 use crate::wait::Wait;
 
+/// After so many requests that are not delivered, the clock is looked at.
+const TURN: usize = 1024;
+
 /// Answers a service: takes requests of any number of clients, one at a time, and replies.
 ///
 /// A client that ends, or breaks the protocol, is dropped without a word here; see
@@ -92,7 +95,7 @@ impl<R: ShmRequest> Server<R> {
     #[inline]
     #[allow(clippy::should_implement_trait)] // it lends, and can fail
     pub fn next(&mut self) -> Result<Option<Call<'_, R>>, ReceiveError> {
-        self.take(|hub| hub.next(None).message())
+        self.take(None, |hub| hub.next(None).message())
     }
 
     /// As [`next`](Self::next), for at most so long: `None` also when the time is up.
@@ -119,7 +122,7 @@ impl<R: ShmRequest> Server<R> {
     /// ```
     pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<Call<'_, R>>, ReceiveError> {
         let deadline = Instant::now().checked_add(timeout);
-        self.take(|hub| hub.next(deadline).message())
+        self.take(deadline, |hub| hub.next(deadline).message())
     }
 
     /// Takes a request if one has come, at once.
@@ -144,31 +147,37 @@ impl<R: ShmRequest> Server<R> {
     /// # Ok(()) }
     /// ```
     pub fn try_next(&mut self) -> Result<Option<Call<'_, R>>, ReceiveError> {
-        self.take(|hub| hub.try_next())
+        // At once: also where there are only requests that are not to be delivered.
+        self.take(Some(Instant::now()), |hub| hub.try_next())
     }
 
     #[inline(always)]
     fn take(
         &mut self,
+        deadline: Option<Instant>,
         next: impl Fn(&mut Hub) -> Option<(usize, Message)>,
     ) -> Result<Option<Call<'_, R>>, ReceiveError> {
         if self.bus.node().origin().is_forked() {
             return Err(ReceiveError::Forked);
         }
-        let (number, message, archived, deadline) = loop {
+        let mut refused = 0;
+        let (number, message, archived, until) = loop {
             let Some((number, message)) = next(&mut self.hub) else {
                 return Ok(None);
             };
             let lane = self.hub.lane(number);
             let mut inbox = lane.inbox.borrow_mut();
             let mut outbox = outbox_of(lane).borrow_mut();
-            let Some(deadline) = admit(&mut inbox, &mut outbox, &message) else {
-                continue;
-            };
-            // An invalid request has ended its link; the next one may be fine.
-            let archived = inbox.validate::<R>(message.record);
-            if let Some(archived) = archived {
-                break (number, message, archived, deadline);
+            if let Some(until) = admit(&mut inbox, &mut outbox, &message) {
+                // An invalid request has ended its link; the next one may be fine.
+                if let Some(archived) = inbox.validate::<R>(message.record) {
+                    break (number, message, archived, until);
+                }
+            }
+            refused += 1;
+            // A client that cancels all it asks for holds up nobody for longer than was said.
+            if refused % TURN == 0 && deadline.is_some_and(|at| Instant::now() >= at) {
+                return Ok(None);
             }
         };
         let wait = self.hub.wait;
@@ -181,7 +190,7 @@ impl<R: ShmRequest> Server<R> {
             view: Some(view),
             outbox: outbox_of(lane),
             tag: record.tag,
-            deadline,
+            deadline: until,
             wait,
             answered: false,
         }))

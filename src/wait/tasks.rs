@@ -20,8 +20,9 @@ use crate::sys::poll::Event;
 
 /// A port of tasks.
 pub(crate) trait Drive: Send + Sync {
-    /// Looks at everything, and wakes the tasks that have something.
-    fn drive(&self);
+    /// Looks at everything, and wakes the tasks that have something. True where that was too much for
+    /// one turn, and is to go on with the next: a peer that sends without end holds up nobody else.
+    fn drive(&self) -> bool;
 }
 
 /// What the quiet thread is to do for ports of tasks.
@@ -92,8 +93,9 @@ impl Due {
     pub(crate) fn run(&self) {
         // As many as there are now: what they cause comes with the next turn.
         for _ in 0..self.ports.len() {
-            if let Some(port) = self.ports.pop().and_then(|port| port.upgrade()) {
-                port.drive();
+            let Some(weak) = self.ports.pop() else { break };
+            if weak.upgrade().is_some_and(|port| port.drive()) {
+                self.push(weak);
             }
         }
         while let Some(waker) = self.take_timer() {

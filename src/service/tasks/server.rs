@@ -22,7 +22,7 @@ use crate::error::{ConnectError, ReceiveError, SendError};
 use crate::lane::{Kept, Message, Outbox, To};
 use crate::link::node::Offer;
 use crate::link::{Line, lock};
-use crate::memory::layout::SenderBlock;
+use crate::memory::layout::{MOST_OPEN, SenderBlock};
 use crate::memory::shared::Shared;
 use crate::message::{ShmMessage, ShmRequest};
 use crate::service::connect::Closer;
@@ -38,6 +38,8 @@ use crate::wait::tasks::Drive;
 
 /// How often a task looks for itself, before it leaves that to the quiet thread.
 const LOOKS: usize = 500;
+/// After so many requests that are not delivered, others have their turn.
+const TURN: usize = 1024;
 
 /// Answers a service from any number of tasks and threads.
 ///
@@ -94,6 +96,8 @@ struct State {
     next: Vec<Waker>,
     room: Vec<Waker>,
     cancelled: Vec<Waker>,
+    /// How many requests were refused since this stops.
+    refused: usize,
     /// To be woken without the lock.
     woken: Vec<Waker>,
 }
@@ -119,6 +123,7 @@ impl<R: ShmRequest> AsyncServer<R> {
             next: Vec::new(),
             room: Vec::new(),
             cancelled: Vec::new(),
+            refused: 0,
             woken: Vec::new(),
         };
         let core = Arc::new(Core {
@@ -175,14 +180,28 @@ impl<R: ShmRequest> AsyncServer<R> {
                     // In this order: what came before the end is still taken.
                     let ended = self.core.port.has_ended();
                     let stops = self.core.stops.load(Ordering::Relaxed);
-                    while let Some(found) = state.take::<R>() {
-                        let call = AsyncCall::new(found, self.core.clone());
-                        if stops {
-                            call.refuse(Failure::Stopping, "");
-                            continue;
+                    match state.take::<R>() {
+                        Take::Found(found) => {
+                            let call = AsyncCall::new(found, self.core.clone());
+                            if stops {
+                                call.refuse(Failure::Stopping, "");
+                                state.refused += 1;
+                                if state.refused < state.hub.lanes() * MOST_OPEN {
+                                    state.woken.push(cx.waker().clone());
+                                    return Poll::Pending;
+                                }
+                                // As many as can have waited: whoever asks on is told by the end.
+                                state.pass_on();
+                                return Poll::Ready(Ok(None));
+                            }
+                            state.pass_on();
+                            return Poll::Ready(Ok(Some(call)));
                         }
-                        state.pass_on();
-                        return Poll::Ready(Ok(Some(call)));
+                        Take::Refused => {
+                            state.woken.push(cx.waker().clone());
+                            return Poll::Pending;
+                        }
+                        Take::Empty => {}
                     }
                     if ended || stops {
                         state.pass_on();
@@ -220,7 +239,7 @@ impl Core {
 }
 
 impl Drive for Core {
-    fn drive(&self) {
+    fn drive(&self) -> bool {
         self.enter(|state| {
             let State {
                 next,
@@ -233,6 +252,7 @@ impl Drive for Core {
                 .into_iter()
                 .for_each(|wakers| woken.append(wakers));
         });
+        false
     }
 }
 
@@ -245,11 +265,21 @@ struct Found<R: ShmRequest> {
     deadline: u64,
 }
 
+/// What was found of requests.
+enum Take<R: ShmRequest> {
+    Found(Found<R>),
+    Empty,
+    /// As many as one turn is for that are not to be delivered; there may be more.
+    Refused,
+}
+
 impl State {
     /// Takes a request that is to be delivered, if there is one.
-    fn take<R: ShmRequest>(&mut self) -> Option<Found<R>> {
-        loop {
-            let (number, message) = self.hub.try_next()?;
+    fn take<R: ShmRequest>(&mut self) -> Take<R> {
+        for _ in 0..TURN {
+            let Some((number, message)) = self.hub.try_next() else {
+                return Take::Empty;
+            };
             let lane = self.hub.lane_mut(number);
             let answers = answers_of(lane);
             let deadline = {
@@ -262,7 +292,7 @@ impl State {
             let Message { record, .. } = message;
             // An invalid request has ended its link; the next one may be fine.
             if let Some(request) = Kept::of(lane.inbox.get_mut(), message) {
-                return Some(Found {
+                return Take::Found(Found {
                     request,
                     answers,
                     number,
@@ -271,6 +301,7 @@ impl State {
                 });
             }
         }
+        Take::Refused
     }
 
     /// Whoever took something leaves the rest to the others that wait.

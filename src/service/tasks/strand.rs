@@ -154,18 +154,22 @@ impl Strand {
         self.enter(|state| {
             state.forget(tag);
             loop {
+                let mut is_drained = true;
                 for _ in 0..state.looks(wait) {
-                    state.drain();
+                    is_drained = state.drain();
                     if let Some(message) = state.calls.take(tag) {
                         return Poll::Ready(Ok(message));
                     }
                     if state.is_over() {
                         return Poll::Ready(Err(lost(&state.inbox)));
                     }
+                    if !is_drained {
+                        break;
+                    }
                     std::hint::spin_loop();
                 }
-                if wait == Wait::Spin && state.waiting == 0 {
-                    // Never sleeps: other tasks have their turn, and then it looks again.
+                if !is_drained || wait == Wait::Spin && state.waiting == 0 {
+                    // Other tasks have their turn, and then it looks again.
                     state.woken.push(waker.clone());
                     return Poll::Pending;
                 }
@@ -242,12 +246,13 @@ impl State {
         LOOKS
     }
 
-    /// Takes what has come, and marks those to be woken that wait for it.
-    fn drain(&mut self) {
+    /// Takes what has come, and marks those to be woken that wait for it. False where more has come
+    /// than one turn is for.
+    fn drain(&mut self) -> bool {
         for _ in 0..TURN {
             let Some(message) = self.inbox.poll() else {
                 self.inbox.flush();
-                return;
+                return true;
             };
             let tag = message.record.tag;
             match self.calls.keep(message) {
@@ -256,6 +261,8 @@ impl State {
                 Err(fault) => self.inbox.refuse(fault),
             }
         }
+        self.inbox.flush();
+        false
     }
 
     /// Has the strand driven when something comes. True where something has come, or will never.
@@ -298,10 +305,10 @@ impl State {
 }
 
 impl Drive for Strand {
-    fn drive(&self) {
+    fn drive(&self) -> bool {
         self.enter(|state| {
-            loop {
-                state.drain();
+            let is_drained = loop {
+                let is_drained = state.drain();
                 if state.is_over() {
                     let all = state.wakers.iter_mut().filter_map(Option::take);
                     state.woken.extend(all);
@@ -312,16 +319,20 @@ impl Drive for Strand {
                         state.armed = false;
                         state.inbox.watch();
                     }
-                    break;
+                    break true;
+                }
+                if !is_drained {
+                    break false;
                 }
                 // The ring that was asked for was given, most likely.
                 state.armed = true;
                 if !state.inbox.rearm() && !state.inbox.line().is_closed() {
-                    break;
+                    break true;
                 }
-            }
+            };
             let room = std::mem::take(&mut state.room);
             state.woken.extend(room);
-        });
+            !is_drained
+        })
     }
 }
