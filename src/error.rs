@@ -401,6 +401,9 @@ pub enum CallError<E = crate::message::Nothing> {
         /// What the server could not do.
         what: &'static str,
     },
+    /// A newer call of the same key was made, and this one is cancelled.
+    #[error("a newer call of the same key supersedes this one")]
+    Superseded,
     /// The time is up. A reply that comes later is dropped.
     #[error("no reply within the time that was given")]
     TimedOut,

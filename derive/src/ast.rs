@@ -117,6 +117,19 @@ impl Input {
             .flat_map(|f| &f.list)
     }
 
+    /// The field by which a newer request supersedes an older one, if the attribute names one.
+    pub fn key(&self) -> Option<&Field> {
+        let Body::Struct(fields) = &self.data else {
+            return None;
+        };
+        let name = self.shm.supersedes.as_ref()?.value();
+        let is_meant = |field: &&Field| match &field.member {
+            Member::Named(ident) => ident == &name,
+            Member::Unnamed(index) => index.index.to_string() == name,
+        };
+        fields.list.iter().find(is_meant)
+    }
+
     /// Returns all fields, to change them.
     pub fn fields_mut(&mut self) -> impl Iterator<Item = &mut Field> {
         let (one, many): (Option<&mut Fields>, &mut [Variant]) = match &mut self.data {

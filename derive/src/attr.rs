@@ -14,6 +14,8 @@ pub struct Shm {
     pub reply: Option<Type>,
     pub stream: Option<Type>,
     pub error: Option<Type>,
+    /// The field by which a newer request supersedes an older one.
+    pub supersedes: Option<LitStr>,
 }
 
 impl Shm {
@@ -38,10 +40,12 @@ impl Shm {
             set(&mut self.stream, meta, |input| input.parse())
         } else if meta.path.is_ident("error") {
             set(&mut self.error, meta, |input| input.parse())
+        } else if meta.path.is_ident("supersedes") {
+            set(&mut self.supersedes, meta, |input| input.parse())
         } else {
             Err(meta.error(
-                "unknown key; those known are `service`, `reply`, `stream`, `error`, `name` and \
-                 `crate`",
+                "unknown key; those known are `service`, `reply`, `stream`, `error`, `supersedes`, \
+                 `name` and `crate`",
             ))
         }
     }

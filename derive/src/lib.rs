@@ -70,7 +70,8 @@ use syn::{DeriveInput, parse_macro_input};
 ///
 /// - `service = "name", reply = Type`: the type is a request, see `ShmRequest`. The name has 1 to 100
 ///   bytes, without `/` and NUL. With them, `stream = Type` is what is sent before the reply, item by
-///   item, and `error = Type` what is answered instead of it.
+///   item, and `error = Type` what is answered instead of it. With `supersedes = "field"`, older requests
+///   of the same client and the same value of that field are cancelled when a new one is made.
 /// - `name = "Name"`: how the schema calls the type; by default, as Rust does. Both sides must agree.
 /// - `crate = path`: where shmbus is. It is found without, also when it was renamed in `Cargo.toml`;
 ///   needed when it is only reached through another crate.

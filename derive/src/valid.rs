@@ -32,6 +32,16 @@ fn check_request(input: &Input) -> Result<()> {
             "a stream and an error are those of a service: add `service = \"name\"` and `reply = Type`",
         ));
     }
+    if let Some(field) = &input.shm.supersedes {
+        let wrong = if input.shm.service.is_none() {
+            "a request supersedes another: add `service = \"name\"` and `reply = Type`"
+        } else {
+            "there is no such field"
+        };
+        if input.shm.service.is_none() || input.key().is_none() {
+            return Err(Error::new(field.span(), wrong));
+        }
+    }
     match (&input.shm.service, &input.shm.reply) {
         (None, None) => Ok(()),
         (Some(service), None) => Err(Error::new(

@@ -22,6 +22,7 @@ mod scratch;
 mod writer;
 
 use std::fmt;
+use std::hash::Hash;
 
 use rkyv::bytecheck::CheckBytes;
 use rkyv::{Archive, Deserialize, Serialize};
@@ -121,8 +122,17 @@ pub trait ShmRequest: ShmMessage {
     type Item: ShmMessage;
     /// What it answers where it has no reply: `error = Type`.
     type Error: ShmMessage + fmt::Debug;
+    /// By what a newer request supersedes an older one: `supersedes = "field"`.
+    type Key: Eq + Hash + Clone + Send + 'static;
     /// The name of the service: 1 to 100 bytes, without `/` and NUL.
     const SERVICE: &'static str;
+
+    /// What this request supersedes: older ones of its client that have the same key, and are not
+    /// answered yet, are cancelled as soon as it is made.
+    #[inline]
+    fn supersedes(&self) -> Option<&Self::Key> {
+        None
+    }
 }
 
 /// Returns the schema of a message type: where each of its fields lies when it is archived.

@@ -5,9 +5,15 @@
 
 use std::collections::VecDeque;
 
+use super::newest::Ticket;
 use crate::error::Fault;
 use crate::lane::{Message, Role};
 use crate::memory::layout::MOST_OPEN;
+
+/// What a server does that answers what was answered, or was never asked.
+const TWICE: Fault = Fault::Control {
+    what: "an answer to no call",
+};
 
 /// Where a call stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,6 +23,8 @@ enum State {
     Free,
     /// Its answer is waited for.
     Open,
+    /// A newer call superseded it, of which its user is still to learn; its answer may have come.
+    Superseded { ended: bool },
     /// Nobody waits for its answer, which has still to come.
     Dropped,
 }
@@ -26,6 +34,8 @@ struct Slot {
     state: State,
     /// What came for it while another call was waited for.
     came: VecDeque<Message>,
+    /// Which call of this client it is.
+    serial: u64,
 }
 
 /// See the module.
@@ -33,6 +43,7 @@ struct Slot {
 pub(crate) struct Calls {
     slots: Vec<Slot>,
     free: Vec<u16>,
+    sent: u64,
 }
 
 impl Calls {
@@ -62,7 +73,34 @@ impl Calls {
     pub(crate) fn sent(&mut self, tag: u16) {
         let last = self.free.pop();
         debug_assert_eq!(last, Some(tag));
-        self.slots[usize::from(tag)].state = State::Open;
+        self.sent += 1;
+        let slot = &mut self.slots[usize::from(tag)];
+        (slot.state, slot.serial) = (State::Open, self.sent);
+    }
+
+    /// By which a call that was sent is named also later.
+    pub(crate) fn ticket(&self, tag: u16) -> Ticket {
+        let serial = self.slots[usize::from(tag)].serial;
+        Ticket { tag, serial }
+    }
+
+    /// A newer call is made: what came for this one, and whether its last word is among that. `None`
+    /// where it is over.
+    pub(crate) fn supersede(&mut self, ticket: Ticket) -> Option<(VecDeque<Message>, bool)> {
+        let slot = self.slots.get_mut(usize::from(ticket.tag))?;
+        if slot.serial != ticket.serial || slot.state != State::Open {
+            return None;
+        }
+        let came = std::mem::take(&mut slot.came);
+        let ended = is_ended(&came);
+        slot.state = State::Superseded { ended };
+        Some((came, ended))
+    }
+
+    /// Whether a newer call superseded this one.
+    #[inline]
+    pub(crate) fn is_superseded(&self, tag: u16) -> bool {
+        matches!(self.slots[usize::from(tag)].state, State::Superseded { .. })
     }
 
     /// The first message that came for a call while another was waited for.
@@ -85,16 +123,18 @@ impl Calls {
         let tag = message.record.tag;
         let slot = self.slots.get_mut(usize::from(tag));
         match slot.filter(|slot| slot.state != State::Free) {
-            None => Err(Fault::Control {
-                what: "an answer to no call",
-            }),
+            None => Err(TWICE),
             Some(slot) if slot.state == State::Open => {
                 slot.came.push_back(message);
                 Ok(None)
             }
-            Some(_) => {
-                if message.record.role != Role::Item {
-                    self.end(tag);
+            Some(slot) => {
+                let is_last = message.record.role != Role::Item;
+                match &mut slot.state {
+                    State::Superseded { ended: true } => return Err(TWICE),
+                    State::Superseded { ended } => *ended = is_last,
+                    _ if is_last => self.end(tag),
+                    _ => {}
                 }
                 Ok(Some(message))
             }
@@ -105,11 +145,16 @@ impl Calls {
     pub(crate) fn drop(&mut self, tag: u16) -> (VecDeque<Message>, bool) {
         let slot = &mut self.slots[usize::from(tag)];
         let came = std::mem::take(&mut slot.came);
-        let ended = came.back().is_some_and(|m| m.record.role != Role::Item);
+        let ended = is_ended(&came) || slot.state == State::Superseded { ended: true };
         slot.state = State::Dropped;
         if ended {
             self.end(tag);
         }
         (came, ended)
     }
+}
+
+/// Whether the last word on a call is among what came for it.
+fn is_ended(came: &VecDeque<Message>) -> bool {
+    came.back().is_some_and(|m| m.record.role != Role::Item)
 }

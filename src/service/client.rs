@@ -3,12 +3,14 @@
 //! Unsafe code is needed to borrow a reply that was just validated.
 #![allow(unsafe_code)]
 
+mod loans;
+mod superseding;
+
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use bytemuck::Pod;
 
 use super::MOST_HELD;
 use super::calls::Calls;
@@ -16,13 +18,16 @@ use super::connect::{Closer, Connected, connect};
 use super::contract::Contract;
 use super::failure::{unanswered, unreadable};
 use super::items::Items;
+use super::newest::{Newest, Ticket};
 use crate::bus::Shared as BusShared;
 use crate::error::{CallError, ConnectError, Fault, SendError};
-use crate::lane::{Bulk, Bytes, Held, Inbox, Message, Outbox, Received, Role, To, View};
+use crate::lane::{Held, Inbox, Message, Outbox, Received, Role, To, View};
 use crate::memory::layout::Envelope;
 use crate::message::{ShmMessage, ShmRequest};
 use crate::sys::clock;
 use crate::wait::{Patience, Sleeper, Step, Wait};
+
+pub(super) use superseding::Claim;
 
 /// How often the lane is looked at before all else is: no longer than a cache line takes to come.
 const GLANCES: usize = 16;
@@ -41,6 +46,7 @@ pub struct Client<R: ShmRequest> {
     /// How many cells of replies are held as views.
     held: Cell<usize>,
     calls: RefCell<Calls>,
+    newest: RefCell<Newest<R::Key, Ticket>>,
     wait: Wait,
     sleeper: Arc<Sleeper>,
     _closer: Closer,
@@ -73,6 +79,7 @@ impl<R: ShmRequest> Client<R> {
             inbox: RefCell::new(inbox),
             held: Cell::new(0),
             calls: RefCell::default(),
+            newest: RefCell::default(),
             wait: node.config().wait,
             sleeper,
             _closer: closer,
@@ -285,8 +292,7 @@ impl<R: ShmRequest> Client<R> {
     /// # Ok(()) }
     /// ```
     pub fn stream(&self, request: &R) -> Result<Items<'_, R>, Error<R>> {
-        let tag = self.begin(request, None)?;
-        Ok(Items::new(self, tag, None))
+        self.stream_until(request, None)
     }
 
     /// As [`stream`](Self::stream), with at most so long until its end.
@@ -296,8 +302,22 @@ impl<R: ShmRequest> Client<R> {
     /// As [`stream`](Self::stream).
     pub fn stream_timeout(&self, request: &R, timeout: Duration) -> Result<Items<'_, R>, Error<R>> {
         let deadline = Instant::now().checked_add(timeout);
-        let tag = self.begin(request, deadline)?;
-        Ok(Items::new(self, tag, deadline))
+        self.stream_until(request, deadline)
+    }
+
+    fn stream_until(
+        &self,
+        request: &R,
+        deadline: Option<Instant>,
+    ) -> Result<Items<'_, R>, Error<R>> {
+        let claim = self.claim(request);
+        let begun = self.begin(request, deadline);
+        match (&claim, &begun) {
+            (Some(claim), Ok(tag)) => self.claimed(claim, *tag),
+            (Some(claim), Err(_)) => self.release(claim),
+            (None, _) => {}
+        }
+        Ok(Items::new(self, begun?, deadline, claim))
     }
 
     #[inline(always)]
@@ -306,6 +326,7 @@ impl<R: ShmRequest> Client<R> {
         request: &R,
         deadline: Option<Instant>,
     ) -> Result<View<'_, R::Reply>, Error<R>> {
+        self.supersede(request);
         let tag = self.begin(request, deadline)?;
         match self.wait_for(tag, deadline) {
             Ok(message) => self.end(tag, message),
@@ -340,7 +361,12 @@ impl<R: ShmRequest> Client<R> {
     /// Waits for the next message of a call, if none has come while another was waited for.
     #[inline(always)]
     pub(super) fn next(&self, tag: u16, deadline: Option<Instant>) -> Result<Message, Error<R>> {
-        let came = self.calls.borrow_mut().take(tag);
+        let mut calls = self.calls.borrow_mut();
+        if calls.is_superseded(tag) {
+            return Err(CallError::Superseded);
+        }
+        let came = calls.take(tag);
+        drop(calls);
         came.map_or_else(|| self.wait_for(tag, deadline), Ok)
     }
 
@@ -433,9 +459,14 @@ impl<R: ShmRequest> Client<R> {
     /// Cancels a call: nobody waits for its answer any more.
     #[cold]
     pub(super) fn abandon(&self, tag: u16) {
-        let mut inbox = self.inbox.borrow_mut();
         let (came, ended) = self.calls.borrow_mut().drop(tag);
-        for message in &came {
+        self.cancel(tag, &came, ended);
+    }
+
+    /// What came for a call goes back, and what is still to come is cancelled.
+    fn cancel(&self, tag: u16, came: &VecDeque<Message>, ended: bool) {
+        let mut inbox = self.inbox.borrow_mut();
+        for message in came {
             give_back(&mut inbox, message);
         }
         inbox.flush();
@@ -477,89 +508,6 @@ impl<R: ShmRequest> Client<R> {
 
     fn lost(&self) -> Error<R> {
         lost(&self.inbox.borrow())
-    }
-
-    /// Borrows memory of the slab to fill: bytes that the next request then carries uncopied.
-    ///
-    /// It holds whatever was there before. Put it into a field of type [`Bytes`]; where that field
-    /// is sent by another client or sender, or for the second time, its bytes are copied.
-    ///
-    /// # Errors
-    ///
-    /// [`SendError::TooLarge`], [`SendError::Memory`].
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use shmbus::{Bus, Bytes, ShmMessage};
-    ///
-    /// #[derive(ShmMessage)]
-    /// #[shm(service = "save", reply = Saved)]
-    /// struct Save { path: String, content: Bytes }
-    ///
-    /// #[derive(ShmMessage)]
-    /// struct Saved { bytes: u64 }
-    ///
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let bus = Bus::open("doc-loan-bytes")?;
-    /// # let mut server = bus.server::<Save>()?;
-    /// # let serving = std::thread::spawn(move || {
-    /// #     while let Ok(Some(call)) = server.next() {
-    /// #         let bytes = call.content.iter().filter(|byte| **byte == 7).count() as u64;
-    /// #         let _ = call.reply(&Saved { bytes });
-    /// #     }
-    /// # });
-    /// let client = bus.client::<Save>()?;
-    /// let mut content = client.loan_bytes(100_000)?;
-    /// content.fill(7); // or read a file into it
-    /// let reply = client.call(&Save { path: "a.txt".into(), content })?;
-    /// assert_eq!(reply.bytes, 100_000);
-    /// # bus.close();
-    /// # serving.join().expect("the server does not panic");
-    /// # Ok(()) }
-    /// ```
-    pub fn loan_bytes(&self, len: usize) -> Result<Bytes, SendError> {
-        self.loan_slice(len)
-    }
-
-    /// As [`loan_bytes`](Self::loan_bytes), for numbers and other plain elements.
-    ///
-    /// # Errors
-    ///
-    /// [`SendError::TooLarge`], [`SendError::Memory`].
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use shmbus::{Bulk, Bus, ShmMessage};
-    ///
-    /// #[derive(ShmMessage)]
-    /// #[shm(service = "mean", reply = Mean)]
-    /// struct Samples { values: Bulk<u64> }
-    ///
-    /// #[derive(ShmMessage)]
-    /// struct Mean { value: u64 }
-    ///
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let bus = Bus::open("doc-loan-slice")?;
-    /// # let mut server = bus.server::<Samples>()?;
-    /// # let serving = std::thread::spawn(move || {
-    /// #     while let Ok(Some(call)) = server.next() {
-    /// #         let sum: u64 = call.values.iter().map(|value| value.to_native()).sum();
-    /// #         let value = sum / call.values.len() as u64;
-    /// #         let _ = call.reply(&Mean { value });
-    /// #     }
-    /// # });
-    /// let client = bus.client::<Samples>()?;
-    /// let mut values = client.loan_slice::<u64>(3)?;
-    /// values.copy_from_slice(&[1, 2, 6]);
-    /// assert_eq!(client.call(&Samples { values })?.value, 3);
-    /// # bus.close();
-    /// # serving.join().expect("the server does not panic");
-    /// # Ok(()) }
-    /// ```
-    pub fn loan_slice<T: Pod>(&self, len: usize) -> Result<Bulk<T>, SendError> {
-        self.outbox.borrow_mut().loan(len)
     }
 }
 

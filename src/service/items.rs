@@ -3,7 +3,7 @@
 use std::iter::FusedIterator;
 use std::time::Instant;
 
-use super::client::{Client, Error};
+use super::client::{Claim, Client, Error};
 use crate::error::CallError;
 use crate::lane::{Message, Role, View};
 use crate::message::ShmRequest;
@@ -18,6 +18,8 @@ pub struct Items<'a, R: ShmRequest> {
     tag: u16,
     deadline: Option<Instant>,
     end: End,
+    /// Where the request says what it supersedes.
+    claim: Option<Claim<R::Key>>,
 }
 
 /// How far a stream has come.
@@ -31,12 +33,18 @@ enum End {
 }
 
 impl<'a, R: ShmRequest> Items<'a, R> {
-    pub(super) fn new(client: &'a Client<R>, tag: u16, deadline: Option<Instant>) -> Self {
+    pub(super) fn new(
+        client: &'a Client<R>,
+        tag: u16,
+        deadline: Option<Instant>,
+        claim: Option<Claim<R::Key>>,
+    ) -> Self {
         Items {
             client,
             tag,
             deadline,
             end: End::Open,
+            claim,
         }
     }
 
@@ -100,6 +108,9 @@ impl<R: ShmRequest> Drop for Items<'_, R> {
             // A reply that nobody wants goes back like one that was looked at.
             End::Found(message) => drop(self.client.end(self.tag, message)),
             End::Over => {}
+        }
+        if let Some(claim) = &self.claim {
+            self.client.release(claim);
         }
     }
 }

@@ -12,6 +12,7 @@ mod contract;
 mod failure;
 mod hub;
 mod items;
+mod newest;
 mod one_way;
 mod port;
 mod server;

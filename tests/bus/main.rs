@@ -14,6 +14,8 @@ mod places;
 mod race;
 mod serving;
 mod streams;
+
+mod superseded;
 mod support;
 mod tasks;
 

@@ -41,6 +41,7 @@ macro_rules! service {
             type Reply = Answer;
             type Item = Nothing;
             type Error = Nothing;
+            type Key = ();
             const SERVICE: &'static str = $name;
         }
     };

@@ -271,6 +271,20 @@ fn request(input: &Input, names: &Names) -> Option<TokenStream> {
         .as_ref()
         .map_or(none.clone(), |ty| quote!(#ty));
     let error = input.shm.error.as_ref().map_or(none, |ty| quote!(#ty));
+    let (key, supersedes) = match input.key() {
+        Some(Field {
+            ty, member, span, ..
+        }) => (
+            quote_spanned!(*span=> #ty),
+            Some(quote! {
+                #[inline]
+                fn supersedes(&self) -> ::core::option::Option<&Self::Key> {
+                    ::core::option::Option::Some(&self.#member)
+                }
+            }),
+        ),
+        None => (quote!(()), None),
+    };
     let generics = with_bounds(input, bounds::message(input, names));
     let (impl_generics, _, where_clause) = generics.split_for_impl();
     Some(quote! {
@@ -279,7 +293,10 @@ fn request(input: &Input, names: &Names) -> Option<TokenStream> {
             type Reply = #reply;
             type Item = #item;
             type Error = #error;
+            type Key = #key;
             const SERVICE: &'static str = #service;
+
+            #supersedes
         }
     })
 }

@@ -8,6 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use super::block::block_on;
+use super::claim::{Claim, Claims};
 use super::strand::Strand;
 use crate::bus::Shared as BusShared;
 use crate::error::{CallError, ConnectError, Fault, SendError};
@@ -60,6 +61,7 @@ use crate::wait::tasks::{Due, Timer};
 /// ```
 pub struct AsyncClient<R: ShmRequest> {
     inner: Arc<Inner>,
+    claims: Arc<Claims<R::Key>>,
     _request: PhantomData<fn(R)>,
 }
 
@@ -73,6 +75,7 @@ impl<R: ShmRequest> Clone for AsyncClient<R> {
     fn clone(&self) -> Self {
         AsyncClient {
             inner: self.inner.clone(),
+            claims: self.claims.clone(),
             _request: PhantomData,
         }
     }
@@ -91,6 +94,7 @@ impl<R: ShmRequest> AsyncClient<R> {
         };
         Ok(AsyncClient {
             inner: Arc::new(inner),
+            claims: Claims::new(bus.node().origin()),
             _request: PhantomData,
         })
     }
@@ -119,7 +123,7 @@ impl<R: ShmRequest> AsyncClient<R> {
         Ok(AsyncItems {
             open,
             end: End::Open,
-            _request: PhantomData,
+            _claim: pending.claim.take(),
         })
     }
 
@@ -273,6 +277,8 @@ pub struct Pending<'a, R: ShmRequest> {
     request: &'a R,
     deadline: Option<Instant>,
     state: Sent,
+    /// Where the request says what it supersedes.
+    claim: Option<Claim<R::Key>>,
 }
 
 enum Sent {
@@ -284,11 +290,13 @@ enum Sent {
 
 impl<'a, R: ShmRequest> Pending<'a, R> {
     fn new(client: &AsyncClient<R>, request: &'a R, deadline: Option<Instant>) -> Self {
+        let key = request.supersedes().cloned();
         let mut pending = Pending {
             client: client.clone(),
             request,
             deadline,
             state: Sent::Not,
+            claim: key.and_then(|key| client.claims.claim(key)),
         };
         // What goes wrong now goes wrong again when it is polled, and is said then.
         if let Ok(Some(open)) = pending.send(None) {
@@ -298,6 +306,9 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
     }
 
     fn send(&self, waker: Option<&Waker>) -> Result<Option<Open>, Error<R>> {
+        if self.claim.as_ref().is_some_and(|claim| !claim.is_newest()) {
+            return Err(CallError::Superseded);
+        }
         loop {
             let strand = self.client.strand()?;
             let tag = match strand.poll_send(self.request, self.deadline, waker) {
@@ -306,6 +317,9 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
                 Poll::Ready(Err(CallError::TooMany { .. })) => continue,
                 Poll::Ready(tag) => tag?,
             };
+            if let Some(claim) = &self.claim {
+                claim.sent(&strand, tag);
+            }
             return Ok(Some(Open {
                 tag,
                 strand,
@@ -390,7 +404,8 @@ impl<R: ShmRequest> Future for Pending<'_, R> {
 pub struct AsyncItems<R: ShmRequest> {
     open: Open,
     end: End,
-    _request: PhantomData<fn(R)>,
+    /// Behind `open`: it is the newest of its key as long as that.
+    _claim: Option<Claim<R::Key>>,
 }
 
 /// An item that was taken, or why there is none.

@@ -9,6 +9,7 @@
 //! `wait::tasks` says how a task waits.
 
 mod block;
+mod claim;
 mod client;
 mod serve;
 mod server;

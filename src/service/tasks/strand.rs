@@ -7,6 +7,7 @@
 //! followed by a barrier and one more look (`wait::attend`). A task that finds an answer itself while
 //! others wait changes nothing of that.
 
+use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Instant;
@@ -18,6 +19,7 @@ use crate::service::MOST_HELD;
 use crate::service::calls::Calls;
 use crate::service::client::{Error, give_back, lost, send_until};
 use crate::service::connect::Closer;
+use crate::service::newest::Ticket;
 use crate::sync::heavy_barrier;
 use crate::sys::fork::Origin;
 use crate::wait::Wait;
@@ -157,6 +159,9 @@ impl Strand {
                 let mut is_drained = true;
                 for _ in 0..state.looks(wait) {
                     is_drained = state.drain();
+                    if state.calls.is_superseded(tag) {
+                        return Poll::Ready(Err(CallError::Superseded));
+                    }
                     if let Some(message) = state.calls.take(tag) {
                         return Poll::Ready(Ok(message));
                     }
@@ -197,6 +202,21 @@ impl Strand {
         self.enter(|state| then(&mut state.inbox))
     }
 
+    /// By which a call that was sent is named also later.
+    pub(super) fn ticket(&self, tag: u16) -> Ticket {
+        self.lock().calls.ticket(tag)
+    }
+
+    /// A newer call is made: whoever waits for this one learns that.
+    pub(super) fn supersede(&self, ticket: Ticket) {
+        self.enter(|state| {
+            if let Some((came, ended)) = state.calls.supersede(ticket) {
+                state.cancel(ticket.tag, &came, ended);
+                state.wake(ticket.tag);
+            }
+        });
+    }
+
     /// Nobody waits for a call any more.
     pub(super) fn abandon(&self, tag: u16) {
         if self.is_forked() {
@@ -205,14 +225,7 @@ impl Strand {
         self.enter(|state| {
             state.forget(tag);
             let (came, ended) = state.calls.drop(tag);
-            for message in &came {
-                give_back(&mut state.inbox, message);
-            }
-            state.inbox.flush();
-            if !ended {
-                state.outbox.cancel(tag);
-                state.inbox.back().nudge();
-            }
+            state.cancel(tag, &came, ended);
         });
     }
 }
@@ -232,6 +245,18 @@ impl State {
         }
         self.calls.sent(tag);
         Ok(tag)
+    }
+
+    /// What came for a call goes back, and what is still to come is cancelled.
+    fn cancel(&mut self, tag: u16, came: &VecDeque<Message>, ended: bool) {
+        for message in came {
+            give_back(&mut self.inbox, message);
+        }
+        self.inbox.flush();
+        if !ended {
+            self.outbox.cancel(tag);
+            self.inbox.back().nudge();
+        }
     }
 
     /// How often a task looks for itself: where others wait, too, that is left to the quiet thread.
