@@ -2,16 +2,22 @@
 //!
 //! The editor (this process) starts the engine (the same program), reads each file straight into
 //! memory that the engine can see, and asks for completions at real places of those files. It
-//! prints some of them, and how long the calls took.
+//! prints some of them, and how long the calls took. Then somebody types, and each keystroke's
+//! suggestion supersedes the last one. In a terminal, a chat with the engine follows; elsewhere, three
+//! questions of its own.
 //!
 //! `cargo run --release --example editor -- --help`
 
+mod answers;
+mod chat;
 mod corpus;
 mod engine;
 mod messages;
 mod report;
 mod server;
+mod typing;
 
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -41,6 +47,9 @@ struct Options {
     /// How many completions to ask for.
     #[arg(long, default_value_t = 20_000)]
     completions: usize,
+    /// How many identifiers to type, with a suggestion at each keystroke.
+    #[arg(long, default_value_t = 60)]
+    words: usize,
     /// How both sides wait for each other.
     #[arg(long, value_enum, default_value = "adaptive")]
     wait: Waiting,
@@ -98,6 +107,8 @@ fn edit(options: &Options, sources: &[Source]) -> Result<()> {
         Waiting::Adaptive => "adaptive",
         Waiting::Park => "park",
     });
+    // Of its own group: Ctrl-C is for the editor alone.
+    command.process_group(0);
     let (bus, mut child) = Bus::spawn(command).context("cannot start the engine")?;
     let mut opened = Times::new()?;
     let places = open_all(&bus, options, sources, &mut opened)?;
@@ -106,11 +117,14 @@ fn edit(options: &Options, sources: &[Source]) -> Result<()> {
     if !places.is_empty() {
         complete_all(&bus, options, &places, &mut completed)?;
     }
+    let kinds = [("open", &opened), ("complete", &completed)];
+    println!("\n{}", report::table(&kinds));
+    let typed = typing::simulate(&bus, &places, options.words)?;
+    println!("\n{}", report::typed(&typed));
+    chat::run(&bus, &places)?;
     drop(bus);
     let status = child.wait()?;
     ensure!(status.success(), "the engine failed: {status}");
-    let kinds = [("open", &opened), ("complete", &completed)];
-    println!("\n{}", report::table(&kinds));
     Ok(())
 }
 

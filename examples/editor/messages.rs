@@ -75,6 +75,64 @@ pub struct Item {
     pub line: u32,
 }
 
+/// How would the engine go on? Asked at each keystroke, and worth nothing after the next one.
+#[derive(ShmMessage)]
+#[shm(service = "suggest", reply = Suggestion, error = GivenUp, supersedes = "path")]
+pub struct Suggest {
+    /// The document.
+    pub path: String,
+    /// Line of the cursor, from 1.
+    pub line: u32,
+    /// What was typed of the identifier.
+    pub prefix: String,
+}
+
+/// The best guess.
+#[derive(ShmMessage)]
+pub struct Suggestion {
+    /// The identifier, or nothing.
+    pub label: String,
+    /// How many requests the engine has given up so far, in the middle of thinking.
+    pub given_up: u64,
+}
+
+/// Nobody waits for the answer any more.
+#[derive(ShmMessage, Debug)]
+pub struct GivenUp;
+
+/// What a person asks about the documents.
+#[derive(ShmMessage)]
+#[shm(service = "chat", stream = Token, reply = Told, error = Unclear)]
+pub struct Prompt {
+    /// In words.
+    pub text: String,
+    /// How long a token takes, in milliseconds: as long as a language model would.
+    pub token_ms: u32,
+}
+
+/// A piece of the answer, with the white space behind it.
+#[derive(ShmMessage)]
+pub struct Token {
+    /// Its text.
+    pub text: String,
+}
+
+/// The answer is whole.
+#[derive(ShmMessage)]
+pub struct Told {
+    /// How many tokens it had.
+    pub tokens: u64,
+    /// How many answers nobody wanted to the end, so far.
+    pub cancelled: u64,
+}
+
+/// There is nothing to say.
+#[derive(ShmMessage, Debug)]
+pub struct Unclear {
+    /// Why.
+    pub why: String,
+}
+
 /// A sum that shows that bytes came whole and in order: a few bytes a cycle, not for security.
 pub fn checksum(bytes: &[u8]) -> u64 {
     let mix = |sum: u64, word: u64| {

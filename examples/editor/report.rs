@@ -9,6 +9,7 @@ use hdrhistogram::Histogram;
 
 use crate::corpus::Place;
 use crate::messages::ArchivedCompletions;
+use crate::typing::Typed;
 
 /// Items that are shown of one reply.
 const SHOWN: usize = 4;
@@ -103,4 +104,23 @@ fn time(ns: u64) -> String {
         10_000..10_000_000 => format!("{:.1} µs", ns as f64 / 1e3),
         _ => format!("{:.1} ms", ns as f64 / 1e6),
     }
+}
+
+/// What came of typing, in words.
+pub fn typed(typed: &Typed) -> String {
+    let Typed {
+        keystrokes,
+        superseded,
+        answered,
+        given_up,
+        waits,
+    } = typed;
+    let micros = |ns: u64| ns as f64 / 1e3;
+    format!(
+        "{keystrokes} keystrokes: {superseded} suggestions were superseded, {given_up} of them while \
+         the engine thought; {answered} were answered.\nThe user interface waited {:.1} µs for the bus in the median, and {:.1} µs at \
+         most.",
+        micros(waits.value_at_quantile(0.5)),
+        micros(waits.max()),
+    )
 }

@@ -1,11 +1,12 @@
-//! The engine's process: the index behind two services, until the editor is gone.
+//! The engine's process: the index behind four services, until the editor is gone.
 
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
 use anyhow::{Result, anyhow};
 use shmbus::{Bus, Wait};
 
+use crate::answers;
 use crate::engine::{Candidate, Engine, Place};
 use crate::messages::{
     ArchivedComplete, ArchivedOpen, Complete, Completions, Item, Open, Opened, checksum,
@@ -23,7 +24,10 @@ pub fn run(wait: Wait) -> Result<()> {
     // Documents come seldom: their thread must not take a processor from the one that answers.
     opens.set_wait(Wait::Park);
 
-    let engine = RwLock::new(Engine::default());
+    let engine = Arc::new(RwLock::new(Engine::default()));
+    // These think for long: each has a thread of its own, which ends with this function.
+    let _suggesting = answers::serve_suggestions(&bus, engine.clone())?;
+    let _chatting = answers::serve_chat(&bus, engine.clone())?;
     std::thread::scope(|scope| {
         let documents = scope.spawn(|| -> Result<()> {
             while let Some(call) = opens.next()? {

@@ -36,6 +36,16 @@ impl<K: Eq + Hash, P> Newest<K, P> {
         (self.number, older.and_then(|(_, place)| place))
     }
 
+    /// As [`claim`](Self::claim), for a call that nothing will supersede: it is answered before the next
+    /// one can be made.
+    #[inline]
+    pub(crate) fn pass(&mut self, key: &K) -> Option<P> {
+        if self.calls.is_empty() {
+            return None;
+        }
+        self.calls.remove(key).and_then(|(_, place)| place)
+    }
+
     /// Whether no newer call of its key was made.
     pub(crate) fn is_newest(&self, key: &K, number: u64) -> bool {
         self.calls
@@ -79,6 +89,9 @@ mod tests {
         assert!(!newest.sent(&"a", first, 'x'));
         newest.release(&"a", first);
         assert!(newest.is_newest(&"a", second) && newest.is_newest(&"b", other));
+        assert_eq!(newest.pass(&"c"), None);
+        assert!(newest.sent(&"b", other, 'y'));
+        assert_eq!(newest.pass(&"b"), Some('y'));
         newest.release(&"a", second);
         newest.release(&"b", other);
         assert!(newest.calls.is_empty());

@@ -15,9 +15,10 @@ impl<R: ShmRequest> Client<R> {
     /// can be made.
     #[inline(always)]
     pub(super) fn supersede(&self, request: &R) {
-        if request.supersedes().is_some() {
-            if let Some(claim) = self.claim(request) {
-                self.release(&claim);
+        if let Some(key) = request.supersedes() {
+            let older = self.newest.borrow_mut().pass(key);
+            if let Some(ticket) = older {
+                self.cancel_older(ticket);
             }
         }
     }
