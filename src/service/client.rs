@@ -19,6 +19,7 @@ use super::contract::Contract;
 use super::failure::{unanswered, unreadable};
 use super::items::Items;
 use super::newest::{Newest, Ticket};
+use super::scope;
 use crate::bus::Shared as BusShared;
 use crate::error::{CallError, ConnectError, Fault, SendError};
 use crate::lane::{Held, Inbox, Message, Outbox, Received, Role, To, View};
@@ -310,6 +311,7 @@ impl<R: ShmRequest> Client<R> {
         request: &R,
         deadline: Option<Instant>,
     ) -> Result<Items<'_, R>, Error<R>> {
+        let deadline = scope::until(deadline);
         let claim = self.claim(request);
         let begun = self.begin(request, deadline);
         match (&claim, &begun) {
@@ -326,6 +328,7 @@ impl<R: ShmRequest> Client<R> {
         request: &R,
         deadline: Option<Instant>,
     ) -> Result<View<'_, R::Reply>, Error<R>> {
+        let deadline = scope::until(deadline);
         self.supersede(request);
         let tag = self.begin(request, deadline)?;
         match self.wait_for(tag, deadline) {

@@ -15,6 +15,7 @@ mod items;
 mod newest;
 mod one_way;
 mod port;
+mod scope;
 mod server;
 mod tasks;
 

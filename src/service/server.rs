@@ -14,6 +14,7 @@ use super::contract::Contract;
 use super::failure::Failure;
 use super::hub::Hub;
 use super::port::{HubPort, Lane};
+use super::scope;
 use crate::bus::Shared as BusShared;
 use crate::error::{ConnectError, Fault, ReceiveError, SendError};
 use crate::lane::{Held, Inbox, Message, Outbox, Received, Role, To, View};
@@ -429,6 +430,46 @@ impl<R: ShmRequest> Call<'_, R> {
     pub fn is_cancelled(&self) -> bool {
         let outbox = self.outbox.borrow();
         outbox.is_cancelled(self.tag) || has_passed(self.deadline) || outbox.line().is_closed()
+    }
+
+    /// Does work for this call: calls that are made in it have this call's deadline, or an earlier one
+    /// of their own.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use shmbus::{Bus, ShmMessage};
+    /// # #[derive(ShmMessage)]
+    /// # #[shm(service = "double", reply = Doubled)]
+    /// # struct Double { number: u32 }
+    /// # #[derive(ShmMessage)]
+    /// # #[shm(service = "quadruple", reply = Doubled)]
+    /// # struct Quadruple { number: u32 }
+    /// # #[derive(ShmMessage)]
+    /// # struct Doubled { number: u32 }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-scope")?;
+    /// # let doubling = bus.serve::<Double, _>(1, |call| {
+    /// #     Ok(Doubled { number: call.number.to_native() * 2 })
+    /// # })?;
+    /// # let mut server = bus.server::<Quadruple>()?;
+    /// # let client = bus.client::<Quadruple>()?;
+    /// # let calling = std::thread::spawn(move || {
+    /// #     let hour = std::time::Duration::from_secs(3600);
+    /// #     client.call_timeout(&Quadruple { number: 3 }, hour).map(|reply| reply.number.to_native())
+    /// # });
+    /// let double = bus.client::<Double>()?;
+    /// if let Some(call) = server.next()? {
+    ///     let number = call.number.to_native() * 2;
+    ///     let doubled = call.scope(|| double.call(&Double { number }))?;
+    ///     call.reply(&Doubled { number: doubled.number.to_native() })?;
+    /// }
+    /// # assert_eq!(calling.join().expect("the client does not panic")?, 12);
+    /// # Ok(()) }
+    /// ```
+    pub fn scope<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _entered = scope::enter(self.deadline());
+        work()
     }
 
     /// When the caller waits no longer.

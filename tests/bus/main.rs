@@ -2,8 +2,11 @@
 
 mod absent;
 mod conversation;
+mod deadlines;
 mod dialogue;
 mod faults;
+#[cfg(feature = "futures")]
+mod features;
 mod fork;
 mod hot_path;
 mod layouts;

@@ -18,6 +18,7 @@ use crate::service::client::{Error, give_back, lost};
 use crate::service::connect::{Connected, connect};
 use crate::service::contract::Contract;
 use crate::service::failure::{unanswered, unreadable};
+use crate::service::scope;
 use crate::wait::Wait;
 use crate::wait::tasks::{Due, Timer};
 
@@ -290,6 +291,7 @@ enum Sent {
 
 impl<'a, R: ShmRequest> Pending<'a, R> {
     fn new(client: &AsyncClient<R>, request: &'a R, deadline: Option<Instant>) -> Self {
+        let deadline = scope::until(deadline);
         let key = request.supersedes().cloned();
         let mut pending = Pending {
             client: client.clone(),
@@ -461,6 +463,12 @@ impl<R: ShmRequest> AsyncItems<R> {
                 self.open.end::<R>(message).err().map(Err)
             }
         })
+    }
+
+    /// Whether there are no more items.
+    #[cfg(feature = "futures")]
+    pub(super) fn is_over(&self) -> bool {
+        !matches!(self.end, End::Open)
     }
 
     /// Waits for the reply that ends the stream. Items that were not taken are dropped.

@@ -14,6 +14,8 @@ mod client;
 mod serve;
 mod server;
 mod strand;
+#[cfg(feature = "futures")]
+mod stream;
 
 pub use client::{AsyncClient, AsyncItems, Pending};
 pub use serve::Serving;

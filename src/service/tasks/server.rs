@@ -30,6 +30,7 @@ use crate::service::contract::Contract;
 use crate::service::failure::Failure;
 use crate::service::hub::Hub;
 use crate::service::port::{HubPort, Lane};
+use crate::service::scope;
 use crate::service::server::{admit, give_up, give_up_with, has_passed, unsent};
 use crate::sys::clock;
 use crate::sys::fork::Origin;
@@ -501,6 +502,18 @@ impl<R: ShmRequest> AsyncCall<R> {
             return Poll::Ready(());
         }
         Poll::Pending
+    }
+
+    /// Does work for this call: calls that are made in it have this call's deadline, or an earlier one
+    /// of their own.
+    pub async fn scope<F: Future>(&self, work: F) -> F::Output {
+        let deadline = self.deadline();
+        let mut work = std::pin::pin!(work);
+        poll_fn(|cx| {
+            let _entered = scope::enter(deadline);
+            work.as_mut().poll(cx)
+        })
+        .await
     }
 
     /// When the caller waits no longer.

@@ -1,0 +1,146 @@
+//! Deadlines that travel on, from call to call.
+
+use std::time::{Duration, Instant};
+
+use shmbus::{Bus, CallError, ShmMessage};
+
+use crate::support::{Watchdog, name, open, together};
+
+#[derive(ShmMessage)]
+#[shm(service = "outer", reply = When, error = Failed)]
+struct Outer {
+    /// 0: asks further; 1: asks what is never answered.
+    what: u8,
+}
+
+#[derive(ShmMessage)]
+#[shm(service = "inner", reply = When)]
+struct Inner {
+    what: u8,
+}
+
+/// Milliseconds until the deadline of the innermost call, or nothing.
+#[derive(ShmMessage)]
+struct When {
+    left: Option<u64>,
+}
+
+#[derive(ShmMessage, Debug)]
+struct Failed {
+    timed_out: bool,
+}
+
+const LONG: Duration = Duration::from_secs(1_000);
+
+/// Answers the inner service: with what is left, or never.
+fn serve_inner(bus: Bus) {
+    let mut server = bus.server::<Inner>().expect("nobody else serves");
+    std::thread::spawn(move || {
+        let mut kept = Vec::new();
+        while let Ok(Some(call)) = server.next() {
+            let left = call.deadline().map(|at| at - Instant::now());
+            let left = left.map(|left| left.as_millis() as u64);
+            if call.what == 0 {
+                call.reply(&When { left }).expect("there is room");
+            } else {
+                kept.push(call.deadline());
+                while !call.is_cancelled() {
+                    std::thread::yield_now();
+                }
+            }
+        }
+    });
+}
+
+fn ask_inner(bus: &Bus, what: u8, own: Option<Duration>) -> Result<When, Failed> {
+    let client = bus.client::<Inner>().expect("a server is there");
+    let reply = match own {
+        None => client.call(&Inner { what }),
+        Some(own) => client.call_timeout(&Inner { what }, own),
+    };
+    match reply {
+        Ok(reply) => Ok(reply.to_value().expect("it is a value")),
+        Err(CallError::TimedOut) => Err(Failed { timed_out: true }),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn what_a_handler_calls_has_the_deadline_of_its_caller() {
+    let _together = together();
+    let _watch = Watchdog::start("deadlines");
+    let name = name("deadlines");
+    let (here, there, engine) = (open(&name), open(&name), open(&name));
+    serve_inner(engine);
+    let bus = here.clone();
+    let serving = here.serve::<Outer, _>(1, move |call| ask_inner(&bus, call.what, Some(LONG)));
+    let serving = serving.expect("nobody else serves");
+    let client = there.client::<Outer>().expect("a server is there");
+
+    let left = client.call(&Outer { what: 0 }).expect("it is answered");
+    let left = left.left.as_ref().expect("its own").to_native();
+    assert!((500_000..=1_000_000).contains(&left), "{left}");
+    let sooner = client.call_timeout(&Outer { what: 0 }, LONG / 10);
+    let left = sooner
+        .expect("it is answered")
+        .left
+        .as_ref()
+        .expect("ours")
+        .to_native();
+    assert!(left <= 100_000, "{left}");
+    // What is never answered ends with the caller's time, all the way down.
+    let never = client.call_timeout(&Outer { what: 1 }, Duration::from_millis(20));
+    match never.err() {
+        Some(CallError::TimedOut) => {}
+        Some(CallError::Service(failed)) => assert!(failed.timed_out),
+        other => panic!("{other:?}"),
+    }
+    // The next call has nothing of it left.
+    let left = client.call(&Outer { what: 0 }).expect("it is answered");
+    assert!(left.left.as_ref().expect("its own").to_native() > 100_000);
+    drop(serving);
+}
+
+#[test]
+fn a_task_hands_its_deadline_on_wherever_it_is_polled() {
+    let _together = together();
+    let _watch = Watchdog::start("deadlines of tasks");
+    let name = name("task-deadlines");
+    let (here, there, engine) = (open(&name), open(&name), open(&name));
+    serve_inner(engine);
+    let server = here.async_server::<Outer>().expect("nobody else serves");
+    let inner = here.async_client::<Inner>().expect("a server is there");
+    let serving = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Runtime::new().expect("threads");
+        runtime.block_on(async {
+            while let Ok(Some(call)) = server.next().await {
+                let asked = call.scope(async {
+                    tokio::task::yield_now().await;
+                    inner.call(&Inner { what: 0 }).await
+                });
+                let left = asked
+                    .await
+                    .expect("it is answered")
+                    .to_value()
+                    .expect("a value");
+                assert!(call.deadline().is_some() == left.left.is_some());
+                call.reply(&left).expect("there is room");
+                let request = Inner { what: 0 };
+                let outside = inner.call(&request).await.expect("it is answered");
+                assert!(outside.left.is_none(), "the scope has ended");
+            }
+        });
+    });
+    let client = there.client::<Outer>().expect("a server is there");
+    for _ in 0..100 {
+        let none = client.call(&Outer { what: 0 }).expect("it is answered");
+        assert!(none.left.is_none());
+        drop(none);
+        let some = client
+            .call_timeout(&Outer { what: 0 }, LONG)
+            .expect("it is answered");
+        assert!(some.left.is_some());
+    }
+    here.close();
+    serving.join().expect("the server does not panic");
+}

@@ -1,0 +1,54 @@
+//! What is there with features only.
+
+use futures_util::StreamExt;
+use futures_util::stream::FusedStream;
+use shmbus::ShmMessage;
+
+use crate::support::{Watchdog, name, open, together};
+
+#[derive(ShmMessage)]
+#[shm(service = "count", stream = Number, reply = Sum)]
+struct Count {
+    to: u32,
+}
+
+#[derive(ShmMessage)]
+struct Number {
+    value: u32,
+}
+
+#[derive(ShmMessage)]
+struct Sum {
+    value: u32,
+}
+
+#[test]
+fn items_are_a_stream() {
+    let _together = together();
+    let _watch = Watchdog::start("a stream");
+    let name = name("stream-of-futures");
+    let (here, there) = (open(&name), open(&name));
+    let serving = here.serve::<Count, _>(1, |call| {
+        let to = call.to.to_native();
+        for value in 1..=to {
+            call.send(&Number { value }).wait().expect("it is wanted");
+        }
+        let value = (1..=to).sum();
+        Ok(Sum { value })
+    });
+    let serving = serving.expect("nobody else serves");
+    let client = there.async_client::<Count>().expect("a server is there");
+    pollster::block_on(async {
+        let items = client.stream(&Count { to: 1_000 }).await;
+        let mut items = items.expect("there is room");
+        assert!(!items.is_terminated());
+        let evens = (&mut items).filter(|item| {
+            let value = item.as_ref().expect("an item").value.to_native();
+            std::future::ready(value % 2 == 0)
+        });
+        assert_eq!(evens.count().await, 500);
+        assert!(items.is_terminated());
+        assert_eq!(items.finish().await.expect("a sum").value, 500_500);
+    });
+    drop(serving);
+}
