@@ -89,7 +89,7 @@ pub use message::{CodecError, Nothing, ShmMessage, ShmRequest, schema_of};
 pub use rkyv;
 #[cfg(not(loom))]
 pub use service::{
-    AsyncCall, AsyncClient, AsyncItems, AsyncServer, Next, Pending, Sending, Serving,
+    AsyncCall, AsyncClient, AsyncItems, AsyncServer, Next, Pending, Sending, Serving, Task,
 };
 #[cfg(not(loom))]
 pub use service::{Call, Client, Items, Receiver, Sender, Server};

@@ -23,7 +23,9 @@ pub use client::Client;
 pub use items::Items;
 pub use one_way::{Receiver, Sender};
 pub use server::{Call, Server};
-pub use tasks::{AsyncCall, AsyncClient, AsyncItems, AsyncServer, Next, Pending, Sending, Serving};
+pub use tasks::{
+    AsyncCall, AsyncClient, AsyncItems, AsyncServer, Next, Pending, Sending, Serving, Task,
+};
 
 /// The most cells of replies that a client holds before it refuses to call again. A server's lane
 /// has twice as many, so it is never full of honestly held replies.

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 
-use shmbus::{AsyncCall, CallError, ShmMessage};
+use shmbus::{AsyncCall, Bus, CallError, ShmMessage, Task};
 
 use crate::support::{name, open, together};
 
@@ -48,12 +48,8 @@ fn work(call: &AsyncCall<Work>) -> Result<Done, Refused> {
     Ok(Done { id })
 }
 
-#[test]
-fn a_pool_answers_everybody_and_survives_panics() {
-    let _together = together();
-    let name = name("pool");
-    let (here, there) = (open(&name), open(&name));
-    let serving = here.serve::<Work, _>(3, work).expect("nobody else serves");
+/// Replies, streams, errors and panics, from several threads.
+fn ask_for_all(there: &Bus) {
     let callers: Vec<_> = (0..4u64)
         .map(|caller| {
             let client = there.client::<Work>().expect("a server is there");
@@ -88,7 +84,87 @@ fn a_pool_answers_everybody_and_survives_panics() {
     for caller in callers {
         caller.join().expect("the caller does not panic");
     }
+}
+
+#[test]
+fn a_pool_answers_everybody_and_survives_panics() {
+    let _together = together();
+    let name = name("pool");
+    let (here, there) = (open(&name), open(&name));
+    let serving = here.serve::<Work, _>(3, work).expect("nobody else serves");
+    ask_for_all(&there);
     drop(serving);
+}
+
+#[test]
+fn tasks_answer_everybody_and_survive_panics() {
+    let _together = together();
+    let name = name("run");
+    let (here, there) = (open(&name), open(&name));
+    let server = Arc::new(here.async_server::<Work>().expect("nobody else serves"));
+    let serving = thread::spawn({
+        let server = server.clone();
+        move || {
+            let runtime = tokio::runtime::Runtime::new().expect("threads");
+            let spawn = |task: Task| drop(tokio::spawn(task));
+            runtime.block_on(server.run(spawn, |call| async move {
+                for number in (0..STEPS).filter(|_| call.what == 1) {
+                    call.send(&Step { number }).await.expect("it is wanted");
+                }
+                tokio::task::yield_now().await;
+                // The rest without waiting, panics among it.
+                if call.what == 1 {
+                    let id = call.id.to_native();
+                    return Ok(Done { id });
+                }
+                work(&call)
+            }))
+        }
+    });
+    ask_for_all(&there);
+    server.stop();
+    let ended = serving.join().expect("the server does not panic");
+    ended.expect("it was not forked");
+}
+
+#[test]
+fn tasks_that_go_on_are_waited_for() {
+    let _together = together();
+    let name = name("run-stops");
+    let (here, there) = (open(&name), open(&name));
+    let server = here.async_server::<Work>().expect("nobody else serves");
+    let client = there.async_client::<Work>().expect("a server is there");
+    let requests: Vec<_> = (0..10).map(|id| Work { id, what: 0 }).collect();
+    let pending: Vec<_> = requests.iter().map(|r| client.call(r)).collect();
+    let barrier = Arc::new(tokio::sync::Barrier::new(11));
+    let runtime = tokio::runtime::Runtime::new().expect("threads");
+    runtime.block_on(async {
+        let spawn = |task: Task| drop(tokio::spawn(task));
+        let serving = server.run(spawn, {
+            let barrier = barrier.clone();
+            move |call| {
+                let barrier = barrier.clone();
+                async move {
+                    barrier.wait().await;
+                    barrier.wait().await;
+                    let id = call.id.to_native();
+                    Ok(Done { id })
+                }
+            }
+        });
+        let stopping = async {
+            barrier.wait().await;
+            server.stop();
+            barrier.wait().await;
+        };
+        tokio::join!(serving, stopping)
+            .0
+            .expect("it was not forked");
+    });
+    // All were taken before the server was stopped, and all are answered.
+    for (id, pending) in (0..).zip(pending) {
+        assert_eq!(pending.wait().expect("it is answered").id, id);
+    }
 }
 
 #[test]

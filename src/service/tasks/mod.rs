@@ -11,6 +11,7 @@
 mod block;
 mod claim;
 mod client;
+mod run;
 mod serve;
 mod server;
 mod strand;
@@ -18,6 +19,7 @@ mod strand;
 mod stream;
 
 pub use client::{AsyncClient, AsyncItems, Pending};
+pub use run::Task;
 pub use serve::Serving;
 pub(super) use server::Answers;
 pub use server::{AsyncCall, AsyncServer, Next, Sending};

@@ -346,7 +346,7 @@ pub struct AsyncCall<R: ShmRequest> {
     number: usize,
     tag: u16,
     deadline: u64,
-    answered: bool,
+    answered: AtomicBool,
 }
 
 impl<R: ShmRequest> AsyncCall<R> {
@@ -365,7 +365,7 @@ impl<R: ShmRequest> AsyncCall<R> {
             number,
             tag,
             deadline,
-            answered: false,
+            answered: AtomicBool::new(false),
         }
     }
 
@@ -389,12 +389,22 @@ impl<R: ShmRequest> AsyncCall<R> {
         self.answer(error, to)
     }
 
-    fn answer<T: ShmMessage>(mut self, answer: &T, to: To) -> Result<(), SendError> {
-        let answers = self.answers.clone();
-        let mut outbox = self.outbox(&answers)?;
+    /// As [`reply`](Self::reply), for a call that its handler may still hold.
+    pub(super) fn reply_shared(&self, reply: &R::Reply) -> Result<(), SendError> {
+        self.answer(reply, To::tag(self.tag))
+    }
+
+    /// As [`fail`](Self::fail), for a call that its handler may still hold.
+    pub(super) fn fail_shared(&self, error: &R::Error) -> Result<(), SendError> {
+        self.answer(error, To::error(self.tag))
+    }
+
+    fn answer<T: ShmMessage>(&self, answer: &T, to: To) -> Result<(), SendError> {
+        let mut outbox = self.outbox(&self.answers)?;
         let sent = outbox.try_send(answer, to);
-        // Only now: an answer that panics while it is archived leaves the call to `drop`.
-        self.answered = true;
+        // Only now: an answer that panics while it is archived leaves the call to `drop`. Relaxed:
+        // nobody else answers, and whoever drops the last handle comes behind that.
+        self.answered.store(true, Ordering::Relaxed);
         sent.or_else(|error| unsent(&mut outbox, self.tag, error))
     }
 
@@ -447,8 +457,8 @@ impl<R: ShmRequest> AsyncCall<R> {
     }
 
     /// Answers that there is no reply, and why.
-    pub(super) fn refuse(mut self, why: Failure, text: &str) {
-        self.answered = true;
+    pub(super) fn refuse(&self, why: Failure, text: &str) {
+        self.answered.store(true, Ordering::Relaxed);
         if !self.core.origin.is_forked() {
             give_up_with(&mut lock(&self.answers.outbox), self.tag, why, text);
         }
@@ -546,7 +556,7 @@ impl<R: ShmRequest> Deref for AsyncCall<R> {
 
 impl<R: ShmRequest> Drop for AsyncCall<R> {
     fn drop(&mut self) {
-        if !self.answered && !self.core.origin.is_forked() {
+        if !*self.answered.get_mut() && !self.core.origin.is_forked() {
             let mut outbox = lock(&self.answers.outbox);
             let why = Failure::of_drop(outbox.is_cancelled(self.tag), has_passed(self.deadline));
             give_up(&mut outbox, self.tag, why);
