@@ -101,6 +101,9 @@ pub(crate) struct Outbox {
     origin: Origin,
     asymmetric: bool,
     rung: Rung,
+    /// Whether rings are put off, and whether one is owed since.
+    is_quiet: bool,
+    owes_ring: bool,
     /// Segments of ours that the peer has, as far as this lane knows.
     known: Vec<u64>,
     /// Whether a segment was announced that the peer's socket has not taken yet.
@@ -150,6 +153,8 @@ impl Outbox {
             origin: parts.node.origin(),
             asymmetric: parts.link.is_asymmetric(),
             rung: Rung::default(),
+            is_quiet: false,
+            owes_ring: false,
             known: Vec::new(),
             is_stuck: false,
             was_large: false,
@@ -447,6 +452,10 @@ impl Outbox {
 
     #[cold]
     fn ring(&mut self) {
+        self.owes_ring = self.is_quiet;
+        if self.is_quiet {
+            return;
+        }
         let parts = &self.parts;
         let door = parts.door.as_ref().map(|door| (&*door.bell, door.bit));
         self.rung.ring(&parts.receiver, door, &parts.ringer);

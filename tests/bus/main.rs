@@ -8,6 +8,7 @@ mod faults;
 #[cfg(feature = "futures")]
 mod features;
 mod fork;
+mod gathering;
 mod hot_path;
 mod layouts;
 mod leftovers;

@@ -69,6 +69,23 @@ impl Outbox {
         fence(Ordering::SeqCst);
     }
 
+    /// Puts off the rings for what is sent from now on, or not any longer.
+    pub(crate) fn set_quiet(&mut self, is_quiet: bool) {
+        self.is_quiet = is_quiet;
+    }
+
+    /// Whether the receiver asked for a ring that was put off.
+    pub(crate) fn owes_ring(&self) -> bool {
+        self.owes_ring
+    }
+
+    /// Gives the ring that was put off, if there is one.
+    pub(crate) fn ring_owed(&mut self) {
+        if self.owes_ring && !self.origin.is_forked() {
+            self.ring();
+        }
+    }
+
     /// Where the caller of this lane cancels requests.
     pub(crate) fn requests(&self) -> Option<Shared<SenderBlock>> {
         self.parts.requests.clone()

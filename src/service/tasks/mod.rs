@@ -9,8 +9,10 @@
 //! `wait::tasks` says how a task waits.
 
 mod block;
+mod call;
 mod claim;
 mod client;
+mod gather;
 mod run;
 mod serve;
 mod server;
@@ -18,8 +20,9 @@ mod strand;
 #[cfg(feature = "futures")]
 mod stream;
 
+pub(super) use call::Answers;
+pub use call::{AsyncCall, Sending};
 pub use client::{AsyncClient, AsyncItems, Pending};
 pub use run::Task;
 pub use serve::Serving;
-pub(super) use server::Answers;
-pub use server::{AsyncCall, AsyncServer, Next, Sending};
+pub use server::{AsyncServer, Next};

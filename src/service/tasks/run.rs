@@ -6,8 +6,9 @@ use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
+use super::call::AsyncCall;
 use super::serve::said;
-use super::server::{AsyncCall, AsyncServer};
+use super::server::AsyncServer;
 use crate::error::ReceiveError;
 use crate::message::ShmRequest;
 use crate::service::failure::Failure;

@@ -5,7 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use super::server::{AsyncCall, AsyncServer};
+use super::call::AsyncCall;
+use super::server::AsyncServer;
 use crate::bus::Shared as BusShared;
 use crate::error::{ConnectError, OpenError};
 use crate::message::ShmRequest;

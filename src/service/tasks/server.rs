@@ -7,32 +7,27 @@
 //! cancelled leaves the call's lane armed with a number that was not rung for, and is woken whenever
 //! that may have changed. Room is asked for as in `wait`. Each asking is followed by one more look.
 
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::marker::PhantomData;
-use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
 
 use super::block::block_on;
+use super::call::{AsyncCall, Found, answers_of};
 use crate::bus::Shared as BusShared;
-use crate::error::{ConnectError, ReceiveError, SendError};
-use crate::lane::{Kept, Message, Outbox, To};
+use crate::error::{ConnectError, ReceiveError};
+use crate::lane::{Kept, Message};
+use crate::link::lock;
 use crate::link::node::Offer;
-use crate::link::{Line, lock};
-use crate::memory::layout::{MOST_OPEN, SenderBlock};
-use crate::memory::shared::Shared;
-use crate::message::{ShmMessage, ShmRequest};
-use crate::service::connect::Closer;
+use crate::memory::layout::MOST_OPEN;
+use crate::message::ShmRequest;
 use crate::service::contract::Contract;
 use crate::service::failure::Failure;
 use crate::service::hub::Hub;
-use crate::service::port::{HubPort, Lane};
-use crate::service::scope;
-use crate::service::server::{admit, give_up, give_up_with, has_passed, unsent};
-use crate::sys::clock;
+use crate::service::port::HubPort;
+use crate::service::server::admit;
 use crate::sys::fork::Origin;
 use crate::wait::Wait;
 use crate::wait::tasks::Drive;
@@ -82,35 +77,25 @@ pub struct AsyncServer<R: ShmRequest> {
 }
 
 /// What the tasks of a server share.
-struct Core {
+pub(super) struct Core {
     state: Mutex<State>,
-    port: Arc<HubPort>,
+    pub(super) port: Arc<HubPort>,
     wait: Wait,
-    origin: Origin,
+    pub(super) origin: Origin,
     /// Requests that were not taken are refused.
     stops: AtomicBool,
 }
 
-struct State {
-    hub: Hub,
+pub(super) struct State {
+    pub(super) hub: Hub,
     /// Who waits for a request, for room, and for a cancel.
     next: Vec<Waker>,
-    room: Vec<Waker>,
-    cancelled: Vec<Waker>,
+    pub(super) room: Vec<Waker>,
+    pub(super) cancelled: Vec<Waker>,
     /// How many requests were refused since this stops.
     refused: usize,
     /// To be woken without the lock.
     woken: Vec<Waker>,
-}
-
-/// The way back to a caller: shared by its calls that are not answered yet.
-pub(in crate::service) struct Answers {
-    outbox: Mutex<Outbox>,
-    requests: Option<Shared<SenderBlock>>,
-    line: Arc<Line>,
-    pid: u32,
-    /// Behind the outbox: once it is dropped, nothing more may be sent.
-    _closer: Option<Closer>,
 }
 
 impl<R: ShmRequest> AsyncServer<R> {
@@ -229,7 +214,7 @@ impl Core {
     }
 
     /// Does something under the lock, and then wakes whom that concerns.
-    fn enter<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
+    pub(super) fn enter<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.lock();
         let done = work(&mut state);
         let woken = std::mem::take(&mut state.woken);
@@ -255,15 +240,6 @@ impl Drive for Core {
         });
         false
     }
-}
-
-/// A request that was found, and what is needed to answer it.
-struct Found<R: ShmRequest> {
-    request: Kept<R>,
-    answers: Arc<Answers>,
-    number: usize,
-    tag: u16,
-    deadline: u64,
 }
 
 /// What was found of requests.
@@ -313,254 +289,9 @@ impl State {
 }
 
 /// Keeps a waker, once.
-fn add(wakers: &mut Vec<Waker>, waker: &Waker) {
+pub(super) fn add(wakers: &mut Vec<Waker>, waker: &Waker) {
     if !wakers.iter().any(|other| other.will_wake(waker)) {
         wakers.push(waker.clone());
-    }
-}
-
-fn answers_of(lane: &mut Lane) -> Arc<Answers> {
-    let (outbox, closer) = (&mut lane.outbox, &mut lane.closer);
-    let answers = lane.answers.get_or_insert_with(|| {
-        let outbox = outbox.take().expect("a server's lanes go both ways");
-        let outbox = outbox.into_inner();
-        Arc::new(Answers {
-            requests: outbox.requests(),
-            line: outbox.line().clone(),
-            pid: outbox.link().pid(),
-            outbox: Mutex::new(outbox),
-            _closer: closer.take(),
-        })
-    });
-    answers.clone()
-}
-
-/// A request that was taken, to be answered by any task or thread: dereferences to the archived
-/// request, and takes the reply.
-///
-/// Dropped without a reply, it tells its caller so.
-pub struct AsyncCall<R: ShmRequest> {
-    request: Kept<R>,
-    answers: Arc<Answers>,
-    core: Arc<Core>,
-    number: usize,
-    tag: u16,
-    deadline: u64,
-    answered: AtomicBool,
-}
-
-impl<R: ShmRequest> AsyncCall<R> {
-    fn new(found: Found<R>, core: Arc<Core>) -> Self {
-        let Found {
-            request,
-            answers,
-            number,
-            tag,
-            deadline,
-        } = found;
-        AsyncCall {
-            request,
-            answers,
-            core,
-            number,
-            tag,
-            deadline,
-            answered: AtomicBool::new(false),
-        }
-    }
-
-    /// Archives the reply for the caller; see [`Call::reply`](crate::Call::reply).
-    ///
-    /// # Errors
-    ///
-    /// As [`Call::reply`](crate::Call::reply).
-    pub fn reply(self, reply: &R::Reply) -> Result<(), SendError> {
-        let to = To::tag(self.tag);
-        self.answer(reply, to)
-    }
-
-    /// Answers with an error of the service's own.
-    ///
-    /// # Errors
-    ///
-    /// As [`reply`](Self::reply).
-    pub fn fail(self, error: &R::Error) -> Result<(), SendError> {
-        let to = To::error(self.tag);
-        self.answer(error, to)
-    }
-
-    /// As [`reply`](Self::reply), for a call that its handler may still hold.
-    pub(super) fn reply_shared(&self, reply: &R::Reply) -> Result<(), SendError> {
-        self.answer(reply, To::tag(self.tag))
-    }
-
-    /// As [`fail`](Self::fail), for a call that its handler may still hold.
-    pub(super) fn fail_shared(&self, error: &R::Error) -> Result<(), SendError> {
-        self.answer(error, To::error(self.tag))
-    }
-
-    fn answer<T: ShmMessage>(&self, answer: &T, to: To) -> Result<(), SendError> {
-        let mut outbox = self.outbox(&self.answers)?;
-        let sent = outbox.try_send(answer, to);
-        // Only now: an answer that panics while it is archived leaves the call to `drop`. Relaxed:
-        // nobody else answers, and whoever drops the last handle comes behind that.
-        self.answered.store(true, Ordering::Relaxed);
-        sent.or_else(|error| unsent(&mut outbox, self.tag, error))
-    }
-
-    fn outbox<'a>(&self, answers: &'a Answers) -> Result<MutexGuard<'a, Outbox>, SendError> {
-        if self.core.origin.is_forked() {
-            return Err(SendError::Forked);
-        }
-        Ok(lock(&answers.outbox))
-    }
-
-    /// Sends an item of the stream that the caller takes, which a reply ends. Waits while the caller
-    /// has not taken as many as the lane has room for.
-    ///
-    /// # Errors
-    ///
-    /// As [`Call::send`](crate::Call::send).
-    pub fn send<'a>(&'a self, item: &'a R::Item) -> Sending<'a, R> {
-        Sending { call: self, item }
-    }
-
-    /// As [`send`](Self::send), without waiting.
-    ///
-    /// # Errors
-    ///
-    /// As [`Call::try_send`](crate::Call::try_send).
-    pub fn try_send(&self, item: &R::Item) -> Result<(), SendError> {
-        if self.is_cancelled() {
-            return Err(SendError::Cancelled);
-        }
-        self.outbox(&self.answers)?
-            .try_send(item, To::stream(self.tag))
-    }
-
-    fn poll_send(&self, item: &R::Item, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
-        match self.try_send(item) {
-            Err(SendError::Full) => {}
-            sent => return Poll::Ready(sent),
-        }
-        self.core.enter(|state| add(&mut state.room, cx.waker()));
-        self.outbox(&self.answers)?.ask_for_room();
-        match self.try_send(item) {
-            Err(SendError::Full) => Poll::Pending,
-            sent => {
-                let waker = cx.waker();
-                self.core
-                    .enter(|state| state.room.retain(|other| !other.will_wake(waker)));
-                Poll::Ready(sent)
-            }
-        }
-    }
-
-    /// Answers that there is no reply, and why.
-    pub(super) fn refuse(&self, why: Failure, text: &str) {
-        self.answered.store(true, Ordering::Relaxed);
-        if !self.core.origin.is_forked() {
-            give_up_with(&mut lock(&self.answers.outbox), self.tag, why, text);
-        }
-    }
-
-    /// How many items the caller has not taken and dropped yet, as far as is known.
-    pub fn behind(&self) -> usize {
-        let outbox = self.outbox(&self.answers);
-        let behind = outbox.and_then(|mut outbox| outbox.behind(self.tag));
-        // A caller that is gone takes nothing.
-        behind.map_or(0, |behind| behind.items)
-    }
-
-    /// Whether the caller waits no longer; see [`Call::is_cancelled`](crate::Call::is_cancelled).
-    #[inline]
-    pub fn is_cancelled(&self) -> bool {
-        let requests = self.answers.requests.as_ref();
-        requests.is_some_and(|requests| requests.is_cancelled(self.tag))
-            || has_passed(self.deadline)
-            || self.answers.line.is_closed()
-    }
-
-    /// Waits until the caller waits no longer.
-    pub async fn cancelled(&self) {
-        let due = self.core.port.due();
-        let mut timer = None;
-        poll_fn(|cx| {
-            if let Some(timer) = timer.take() {
-                due.clear_timer(timer);
-            }
-            if self.poll_cancelled(cx).is_ready() {
-                return Poll::Ready(());
-            }
-            timer = self
-                .deadline()
-                .map(|at| due.set_timer(at, cx.waker().clone()));
-            Poll::Pending
-        })
-        .await;
-    }
-
-    fn poll_cancelled(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.is_cancelled() || self.core.origin.is_forked() {
-            return Poll::Ready(());
-        }
-        self.core.enter(|state| {
-            add(&mut state.cancelled, cx.waker());
-            state.hub.attend_to(self.number);
-        });
-        if self.is_cancelled() {
-            return Poll::Ready(());
-        }
-        Poll::Pending
-    }
-
-    /// Does work for this call: calls that are made in it have this call's deadline, or an earlier one
-    /// of their own.
-    pub async fn scope<F: Future>(&self, work: F) -> F::Output {
-        let deadline = self.deadline();
-        let mut work = std::pin::pin!(work);
-        poll_fn(|cx| {
-            let _entered = scope::enter(deadline);
-            work.as_mut().poll(cx)
-        })
-        .await
-    }
-
-    /// When the caller waits no longer.
-    pub fn deadline(&self) -> Option<Instant> {
-        clock::moment_of(self.deadline)
-    }
-
-    /// The process that called.
-    pub fn caller_pid(&self) -> u32 {
-        self.answers.pid
-    }
-
-    /// Makes the owned request, copying what it needs.
-    ///
-    /// # Errors
-    ///
-    /// As [`View::to_value`](crate::View::to_value).
-    pub fn to_value(&self) -> Result<R, crate::CodecError> {
-        self.request.to_value()
-    }
-}
-
-impl<R: ShmRequest> Deref for AsyncCall<R> {
-    type Target = R::Archived;
-
-    fn deref(&self) -> &R::Archived {
-        &self.request
-    }
-}
-
-impl<R: ShmRequest> Drop for AsyncCall<R> {
-    fn drop(&mut self) {
-        if !*self.answered.get_mut() && !self.core.origin.is_forked() {
-            let mut outbox = lock(&self.answers.outbox);
-            let why = Failure::of_drop(outbox.is_cancelled(self.tag), has_passed(self.deadline));
-            give_up(&mut outbox, self.tag, why);
-        }
     }
 }
 
@@ -585,32 +316,5 @@ impl<R: ShmRequest> Future for Next<'_, R> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.0.poll_next(cx)
-    }
-}
-
-/// An item that is sent, as [`AsyncCall::send`] waits for room: a future, or on a thread
-/// [`wait`](Self::wait).
-#[must_use = "nothing is sent before this is awaited"]
-pub struct Sending<'a, R: ShmRequest> {
-    call: &'a AsyncCall<R>,
-    item: &'a R::Item,
-}
-
-impl<R: ShmRequest> Sending<'_, R> {
-    /// Waits for room on this thread.
-    ///
-    /// # Errors
-    ///
-    /// As [`AsyncCall::send`].
-    pub fn wait(self) -> Result<(), SendError> {
-        block_on(self)
-    }
-}
-
-impl<R: ShmRequest> Future for Sending<'_, R> {
-    type Output = Result<(), SendError>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.call.poll_send(self.item, cx)
     }
 }

@@ -1,0 +1,332 @@
+//! A call of a server that tasks share.
+
+use std::future::{Future, poll_fn};
+use std::ops::Deref;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use super::block::block_on;
+use super::gather::Gather;
+use super::server::{Core, add};
+use crate::error::SendError;
+use crate::lane::{Kept, Outbox, To};
+use crate::link::{Line, lock};
+use crate::memory::layout::SenderBlock;
+use crate::memory::shared::Shared;
+use crate::message::{ShmMessage, ShmRequest};
+use crate::service::connect::Closer;
+use crate::service::failure::Failure;
+use crate::service::port::Lane;
+use crate::service::scope;
+use crate::service::server::{give_up, give_up_with, has_passed, unsent};
+use crate::sys::clock;
+
+/// The way back to a caller: shared by its calls that are not answered yet.
+pub(in crate::service) struct Answers {
+    pub(super) outbox: Mutex<Outbox>,
+    requests: Option<Shared<SenderBlock>>,
+    line: Arc<Line>,
+    pid: u32,
+    /// Behind the outbox: once it is dropped, nothing more may be sent.
+    _closer: Option<Closer>,
+}
+
+/// The way back of a lane, which takes its outbox.
+pub(super) fn answers_of(lane: &mut Lane) -> Arc<Answers> {
+    let (outbox, closer) = (&mut lane.outbox, &mut lane.closer);
+    let answers = lane.answers.get_or_insert_with(|| {
+        let outbox = outbox.take().expect("a server's lanes go both ways");
+        let outbox = outbox.into_inner();
+        Arc::new(Answers {
+            requests: outbox.requests(),
+            line: outbox.line().clone(),
+            pid: outbox.link().pid(),
+            outbox: Mutex::new(outbox),
+            _closer: closer.take(),
+        })
+    });
+    answers.clone()
+}
+
+/// A request that was found, and what is needed to answer it.
+pub(super) struct Found<R: ShmRequest> {
+    pub(super) request: Kept<R>,
+    pub(super) answers: Arc<Answers>,
+    pub(super) number: usize,
+    pub(super) tag: u16,
+    pub(super) deadline: u64,
+}
+
+/// A request that was taken, to be answered by any task or thread: dereferences to the archived
+/// request, and takes the reply.
+///
+/// Dropped without a reply, it tells its caller so.
+pub struct AsyncCall<R: ShmRequest> {
+    request: Kept<R>,
+    answers: Arc<Answers>,
+    core: Arc<Core>,
+    number: usize,
+    tag: u16,
+    deadline: u64,
+    answered: AtomicBool,
+    gather: Mutex<Option<Arc<Gather>>>,
+}
+
+impl<R: ShmRequest> AsyncCall<R> {
+    pub(super) fn new(found: Found<R>, core: Arc<Core>) -> Self {
+        let Found {
+            request,
+            answers,
+            number,
+            tag,
+            deadline,
+        } = found;
+        AsyncCall {
+            request,
+            answers,
+            core,
+            number,
+            tag,
+            deadline,
+            answered: AtomicBool::new(false),
+            gather: Mutex::default(),
+        }
+    }
+
+    /// Archives the reply for the caller; see [`Call::reply`](crate::Call::reply).
+    ///
+    /// # Errors
+    ///
+    /// As [`Call::reply`](crate::Call::reply).
+    pub fn reply(self, reply: &R::Reply) -> Result<(), SendError> {
+        let to = To::tag(self.tag);
+        self.answer(reply, to)
+    }
+
+    /// Answers with an error of the service's own.
+    ///
+    /// # Errors
+    ///
+    /// As [`reply`](Self::reply).
+    pub fn fail(self, error: &R::Error) -> Result<(), SendError> {
+        let to = To::error(self.tag);
+        self.answer(error, to)
+    }
+
+    /// As [`reply`](Self::reply), for a call that its handler may still hold.
+    pub(super) fn reply_shared(&self, reply: &R::Reply) -> Result<(), SendError> {
+        self.answer(reply, To::tag(self.tag))
+    }
+
+    /// As [`fail`](Self::fail), for a call that its handler may still hold.
+    pub(super) fn fail_shared(&self, error: &R::Error) -> Result<(), SendError> {
+        self.answer(error, To::error(self.tag))
+    }
+
+    fn answer<T: ShmMessage>(&self, answer: &T, to: To) -> Result<(), SendError> {
+        let mut outbox = self.outbox(&self.answers)?;
+        let sent = outbox.try_send(answer, to);
+        // Only now: an answer that panics while it is archived leaves the call to `drop`. Relaxed:
+        // nobody else answers, and whoever drops the last handle comes behind that.
+        self.answered.store(true, Ordering::Relaxed);
+        sent.or_else(|error| unsent(&mut outbox, self.tag, error))
+    }
+
+    fn outbox<'a>(&self, answers: &'a Answers) -> Result<MutexGuard<'a, Outbox>, SendError> {
+        if self.core.origin.is_forked() {
+            return Err(SendError::Forked);
+        }
+        Ok(lock(&answers.outbox))
+    }
+
+    /// Sends an item of the stream that the caller takes, which a reply ends. Waits while the caller
+    /// has not taken as many as the lane has room for.
+    ///
+    /// # Errors
+    ///
+    /// As [`Call::send`](crate::Call::send).
+    pub fn send<'a>(&'a self, item: &'a R::Item) -> Sending<'a, R> {
+        Sending { call: self, item }
+    }
+
+    /// As [`send`](Self::send), without waiting.
+    ///
+    /// # Errors
+    ///
+    /// As [`Call::try_send`](crate::Call::try_send).
+    pub fn try_send(&self, item: &R::Item) -> Result<(), SendError> {
+        if self.is_cancelled() {
+            return Err(SendError::Cancelled);
+        }
+        let mut outbox = self.outbox(&self.answers)?;
+        let send = |outbox: &mut Outbox| outbox.try_send(item, To::stream(self.tag));
+        let gather = lock(&self.gather).clone();
+        match gather {
+            None => send(&mut outbox),
+            Some(gather) => gather.send((&self.answers, &mut outbox), self.core.port.due(), send),
+        }
+    }
+
+    /// Has a caller that sleeps woken for items at most once in so long: the first goes at once, and
+    /// the others with the last word on the call at the latest. Zero, as at first, wakes it for each.
+    ///
+    /// For items that come often and are shown together, such as tokens of text at 16 ms.
+    pub fn gather(&self, window: Duration) {
+        *lock(&self.gather) = (!window.is_zero()).then(|| Gather::new(window));
+    }
+
+    fn poll_send(&self, item: &R::Item, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+        match self.try_send(item) {
+            Err(SendError::Full) => {}
+            sent => return Poll::Ready(sent),
+        }
+        self.core.enter(|state| add(&mut state.room, cx.waker()));
+        self.outbox(&self.answers)?.ask_for_room();
+        match self.try_send(item) {
+            Err(SendError::Full) => Poll::Pending,
+            sent => {
+                let waker = cx.waker();
+                self.core
+                    .enter(|state| state.room.retain(|other| !other.will_wake(waker)));
+                Poll::Ready(sent)
+            }
+        }
+    }
+
+    /// Answers that there is no reply, and why.
+    pub(super) fn refuse(&self, why: Failure, text: &str) {
+        self.answered.store(true, Ordering::Relaxed);
+        if !self.core.origin.is_forked() {
+            give_up_with(&mut lock(&self.answers.outbox), self.tag, why, text);
+        }
+    }
+
+    /// How many items the caller has not taken and dropped yet, as far as is known.
+    pub fn behind(&self) -> usize {
+        let outbox = self.outbox(&self.answers);
+        let behind = outbox.and_then(|mut outbox| outbox.behind(self.tag));
+        // A caller that is gone takes nothing.
+        behind.map_or(0, |behind| behind.items)
+    }
+
+    /// Whether the caller waits no longer; see [`Call::is_cancelled`](crate::Call::is_cancelled).
+    #[inline]
+    pub fn is_cancelled(&self) -> bool {
+        let requests = self.answers.requests.as_ref();
+        requests.is_some_and(|requests| requests.is_cancelled(self.tag))
+            || has_passed(self.deadline)
+            || self.answers.line.is_closed()
+    }
+
+    /// Waits until the caller waits no longer.
+    pub async fn cancelled(&self) {
+        let due = self.core.port.due();
+        let mut timer = None;
+        poll_fn(|cx| {
+            if let Some(timer) = timer.take() {
+                due.clear_timer(timer);
+            }
+            if self.poll_cancelled(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            timer = self
+                .deadline()
+                .map(|at| due.set_timer(at, cx.waker().clone()));
+            Poll::Pending
+        })
+        .await;
+    }
+
+    fn poll_cancelled(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.is_cancelled() || self.core.origin.is_forked() {
+            return Poll::Ready(());
+        }
+        self.core.enter(|state| {
+            add(&mut state.cancelled, cx.waker());
+            state.hub.attend_to(self.number);
+        });
+        if self.is_cancelled() {
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    }
+
+    /// Does work for this call: calls that are made in it have this call's deadline, or an earlier one
+    /// of their own.
+    pub async fn scope<F: Future>(&self, work: F) -> F::Output {
+        let deadline = self.deadline();
+        let mut work = std::pin::pin!(work);
+        poll_fn(|cx| {
+            let _entered = scope::enter(deadline);
+            work.as_mut().poll(cx)
+        })
+        .await
+    }
+
+    /// When the caller waits no longer.
+    pub fn deadline(&self) -> Option<Instant> {
+        clock::moment_of(self.deadline)
+    }
+
+    /// The process that called.
+    pub fn caller_pid(&self) -> u32 {
+        self.answers.pid
+    }
+
+    /// Makes the owned request, copying what it needs.
+    ///
+    /// # Errors
+    ///
+    /// As [`View::to_value`](crate::View::to_value).
+    pub fn to_value(&self) -> Result<R, crate::CodecError> {
+        self.request.to_value()
+    }
+}
+
+impl<R: ShmRequest> Deref for AsyncCall<R> {
+    type Target = R::Archived;
+
+    fn deref(&self) -> &R::Archived {
+        &self.request
+    }
+}
+
+impl<R: ShmRequest> Drop for AsyncCall<R> {
+    fn drop(&mut self) {
+        if !*self.answered.get_mut() && !self.core.origin.is_forked() {
+            let mut outbox = lock(&self.answers.outbox);
+            let why = Failure::of_drop(outbox.is_cancelled(self.tag), has_passed(self.deadline));
+            give_up(&mut outbox, self.tag, why);
+        }
+    }
+}
+
+/// An item that is sent, as [`AsyncCall::send`] waits for room: a future, or on a thread
+/// [`wait`](Self::wait).
+#[must_use = "nothing is sent before this is awaited"]
+pub struct Sending<'a, R: ShmRequest> {
+    call: &'a AsyncCall<R>,
+    item: &'a R::Item,
+}
+
+impl<R: ShmRequest> Sending<'_, R> {
+    /// Waits for room on this thread.
+    ///
+    /// # Errors
+    ///
+    /// As [`AsyncCall::send`].
+    pub fn wait(self) -> Result<(), SendError> {
+        block_on(self)
+    }
+}
+
+impl<R: ShmRequest> Future for Sending<'_, R> {
+    type Output = Result<(), SendError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.call.poll_send(self.item, cx)
+    }
+}
