@@ -34,6 +34,9 @@
 //! # Ok(()) }
 //! ```
 //!
+//! Errors, streams, cancelling, deadlines, and how to port a service of tarpc, tonic or lsp-server, are
+//! shown in [`docs/conversation.md`](https://github.com/shmbus/shmbus/blob/main/docs/conversation.md).
+//!
 //! # Trust
 //!
 //! Memory is written by its owner only: the kernel refuses a peer every write. What a peer wrote is
@@ -102,3 +105,7 @@ pub use wait::Wait;
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct ReadmeDocTests;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/conversation.md")]
+struct ConversationDocTests;
