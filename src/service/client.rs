@@ -331,13 +331,22 @@ impl<R: ShmRequest> Client<R> {
         let deadline = scope::until(deadline);
         self.supersede(request);
         let tag = self.begin(request, deadline)?;
-        match self.wait_for(tag, deadline) {
-            Ok(message) => self.end(tag, message),
-            Err(error) => {
-                self.abandon(tag);
-                Err(error)
+        loop {
+            match self.wait_for(tag, deadline) {
+                Ok(message) if message.record.role == Role::Item => self.pass_over(&message),
+                Ok(message) => return self.end(tag, message),
+                Err(error) => {
+                    self.abandon(tag);
+                    return Err(error);
+                }
             }
         }
+    }
+
+    /// An item that nobody asked for by [`stream`](Self::stream).
+    #[cold]
+    fn pass_over(&self, item: &Message) {
+        give_back(&mut self.inbox.borrow_mut(), item);
     }
 
     /// Sends a request, and returns its tag.

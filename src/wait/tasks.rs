@@ -10,8 +10,8 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
-use std::task::Waker;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use crossbeam_queue::SegQueue;
@@ -40,7 +40,43 @@ struct Timers {
 }
 
 /// Names a timer that was set.
-pub(crate) type Timer = (Instant, u64);
+type Timer = (Instant, u64);
+
+/// Wakes the task that polls this when a moment has come, if there is one.
+pub(crate) struct Timeout(Option<(Arc<Due>, Instant, Option<Timer>)>);
+
+impl Timeout {
+    pub(crate) fn new(due: &Arc<Due>, at: Option<Instant>) -> Timeout {
+        Timeout(at.map(|at| (due.clone(), at, None)))
+    }
+
+    /// Ready once the moment has come; before that, its task is woken then.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.clear();
+        let Some((due, at, timer)) = &mut self.0 else {
+            return Poll::Pending;
+        };
+        if Instant::now() >= *at {
+            return Poll::Ready(());
+        }
+        *timer = Some(due.set_timer(*at, cx.waker().clone()));
+        Poll::Pending
+    }
+
+    fn clear(&mut self) {
+        if let Some((due, _, timer)) = &mut self.0 {
+            if let Some(timer) = timer.take() {
+                due.clear_timer(timer);
+            }
+        }
+    }
+}
+
+impl Drop for Timeout {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
 
 impl Due {
     pub(crate) fn new() -> io::Result<Due> {
@@ -75,7 +111,7 @@ impl Due {
     }
 
     /// Has the task not be woken at that moment.
-    pub(crate) fn clear_timer(&self, timer: Timer) {
+    fn clear_timer(&self, timer: Timer) {
         let waker = self.timers().wakers.remove(&timer);
         // Dropped without the lock: it may be all that is left of its task.
         drop(waker);

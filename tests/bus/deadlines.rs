@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use shmbus::{Bus, CallError, ShmMessage};
+use shmbus::{Bus, CallError, SendError, ShmMessage};
 
 use crate::support::{Watchdog, name, open, together};
 
@@ -143,4 +143,80 @@ fn a_task_hands_its_deadline_on_wherever_it_is_polled() {
     }
     here.close();
     serving.join().expect("the server does not panic");
+}
+
+#[derive(ShmMessage)]
+#[shm(service = "bulky", stream = When, reply = When)]
+struct Bulky {
+    bytes: Vec<u8>,
+}
+
+#[test]
+fn a_deadline_wakes_who_waits_for_room() {
+    let _together = together();
+    let _watch = Watchdog::start("deadlines without room");
+    let name = name("no-room");
+    let (here, there) = (open(&name), open(&name));
+    // Takes nothing.
+    let server = here.async_server::<Bulky>().expect("nobody else serves");
+    let client = there.async_client::<Bulky>().expect("a server is there");
+    let request = Bulky {
+        bytes: vec![7; 6_000],
+    };
+    let waiting: Vec<_> = (0..100).map(|_| client.call(&request)).collect();
+    let late = client
+        .call_timeout(&request, Duration::from_millis(5))
+        .wait();
+    assert!(matches!(late.err(), Some(CallError::Send(SendError::Full))));
+    drop(waiting);
+    // The caller holds its stream and takes nothing; the server waits no longer than the call does.
+    let streaming = std::thread::spawn(move || {
+        pollster::block_on(async {
+            let call = loop {
+                let call = server.next().await.expect("no fork").expect("it goes on");
+                if call.deadline().is_some() && call.bytes.is_empty() {
+                    break call;
+                }
+            };
+            loop {
+                if let Err(error) = call.send(&When { left: None }).await {
+                    return error;
+                }
+            }
+        })
+    });
+    let other = there.client::<Bulky>().expect("a server is there");
+    let request = Bulky { bytes: Vec::new() };
+    let items = other.stream_timeout(&request, Duration::from_millis(50));
+    let items = items.expect("there is room");
+    let error = streaming.join().expect("the server does not panic");
+    assert!(matches!(error, SendError::Cancelled), "{error}");
+    drop(items);
+}
+
+#[test]
+fn items_that_nobody_asked_for_are_passed_over() {
+    let _together = together();
+    let _watch = Watchdog::start("no stream");
+    let name = name("no-stream");
+    let (here, there) = (open(&name), open(&name));
+    let serving = here.serve::<Bulky, _>(1, |call| {
+        for _ in 0..5_000 {
+            call.send(&When { left: None })
+                .wait()
+                .expect("it is wanted");
+        }
+        Ok(When { left: Some(5) })
+    });
+    let serving = serving.expect("nobody else serves");
+    let request = Bulky { bytes: Vec::new() };
+    let client = there.client::<Bulky>().expect("a server is there");
+    let tasks = there.async_client::<Bulky>().expect("a server is there");
+    for _ in 0..3 {
+        let reply = client.call(&request).expect("it is answered");
+        assert_eq!(reply.left.as_ref().expect("it is said").to_native(), 5);
+        let reply = tasks.call(&request).wait().expect("it is answered");
+        assert_eq!(reply.left.as_ref().expect("it is said").to_native(), 5);
+    }
+    drop(serving);
 }

@@ -23,6 +23,7 @@ use crate::service::port::Lane;
 use crate::service::scope;
 use crate::service::server::{give_up, give_up_with, has_passed, unsent};
 use crate::sys::clock;
+use crate::wait::tasks::Timeout;
 
 /// The way back to a caller: shared by its calls that are not answered yet.
 pub(in crate::service) struct Answers {
@@ -149,7 +150,11 @@ impl<R: ShmRequest> AsyncCall<R> {
     ///
     /// As [`Call::send`](crate::Call::send).
     pub fn send<'a>(&'a self, item: &'a R::Item) -> Sending<'a, R> {
-        Sending { call: self, item }
+        Sending {
+            call: self,
+            item,
+            timer: None,
+        }
     }
 
     /// As [`send`](Self::send), without waiting.
@@ -223,21 +228,16 @@ impl<R: ShmRequest> AsyncCall<R> {
 
     /// Waits until the caller waits no longer.
     pub async fn cancelled(&self) {
-        let due = self.core.port.due();
-        let mut timer = None;
-        poll_fn(|cx| {
-            if let Some(timer) = timer.take() {
-                due.clear_timer(timer);
-            }
-            if self.poll_cancelled(cx).is_ready() {
-                return Poll::Ready(());
-            }
-            timer = self
-                .deadline()
-                .map(|at| due.set_timer(at, cx.waker().clone()));
-            Poll::Pending
+        let mut timer = self.timeout();
+        poll_fn(|cx| match self.poll_cancelled(cx) {
+            Poll::Pending => timer.poll(cx),
+            cancelled => cancelled,
         })
         .await;
+    }
+
+    fn timeout(&self) -> Timeout {
+        Timeout::new(self.core.port.due(), self.deadline())
     }
 
     fn poll_cancelled(&self, cx: &mut Context<'_>) -> Poll<()> {
@@ -310,6 +310,8 @@ impl<R: ShmRequest> Drop for AsyncCall<R> {
 pub struct Sending<'a, R: ShmRequest> {
     call: &'a AsyncCall<R>,
     item: &'a R::Item,
+    /// The call's deadline: who waits longer waits for nobody.
+    timer: Option<Timeout>,
 }
 
 impl<R: ShmRequest> Sending<'_, R> {
@@ -326,7 +328,18 @@ impl<R: ShmRequest> Sending<'_, R> {
 impl<R: ShmRequest> Future for Sending<'_, R> {
     type Output = Result<(), SendError>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.call.poll_send(self.item, cx)
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let sent = self.call.poll_send(self.item, cx);
+        let call = self.call;
+        let timer = &mut self.timer;
+        if sent.is_pending()
+            && timer
+                .get_or_insert_with(|| call.timeout())
+                .poll(cx)
+                .is_ready()
+        {
+            return Poll::Ready(Err(SendError::Cancelled));
+        }
+        sent
     }
 }

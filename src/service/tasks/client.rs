@@ -13,6 +13,7 @@ use super::strand::Strand;
 use crate::bus::Shared as BusShared;
 use crate::error::{CallError, ConnectError, Fault, SendError};
 use crate::lane::{Inbox, Kept, Message, Role};
+use crate::memory::layout::MOST_OPEN;
 use crate::message::{ShmMessage, ShmRequest};
 use crate::service::client::{Error, give_back, lost};
 use crate::service::connect::{Connected, connect};
@@ -20,7 +21,10 @@ use crate::service::contract::Contract;
 use crate::service::failure::{unanswered, unreadable};
 use crate::service::scope;
 use crate::wait::Wait;
-use crate::wait::tasks::{Due, Timer};
+use crate::wait::tasks::Timeout;
+
+/// After so many items that nobody asked for, others have their turn.
+const TURN: usize = 1024;
 
 /// Calls a service from any number of tasks and threads, with any number of calls at once.
 ///
@@ -152,7 +156,8 @@ impl<R: ShmRequest> AsyncClient<R> {
         if let Some(closed) = strands.iter().find(|strand| strand.is_closed()) {
             return Err(closed.with_inbox(|inbox| lost(inbox)));
         }
-        let open = strands.len();
+        // All of them are full.
+        let open = strands.len() * MOST_OPEN;
         let strand = open_strand::<R>(&self.inner.bus, None);
         let strand = strand.map_err(|_| CallError::TooMany { open })?;
         strands.push(strand.clone());
@@ -193,9 +198,7 @@ struct Open {
     tag: u16,
     wait: Wait,
     over: bool,
-    deadline: Option<Instant>,
-    timer: Option<Timer>,
-    due: Arc<Due>,
+    timer: Timeout,
 }
 
 impl Open {
@@ -204,21 +207,10 @@ impl Open {
         if let Poll::Ready(Ok(message)) = &polled {
             self.over = message.record.role != Role::Item;
         }
-        let Some(deadline) = self.deadline.filter(|_| polled.is_pending()) else {
-            return polled;
-        };
-        self.clear_timer();
-        if Instant::now() >= deadline {
+        if polled.is_pending() && self.timer.poll(cx).is_ready() {
             return Poll::Ready(Err(CallError::TimedOut));
         }
-        self.timer = Some(self.due.set_timer(deadline, cx.waker().clone()));
         polled
-    }
-
-    fn clear_timer(&mut self) {
-        if let Some(timer) = self.timer.take() {
-            self.due.clear_timer(timer);
-        }
     }
 
     /// The last word on the call, which was found.
@@ -230,7 +222,6 @@ impl Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.clear_timer();
         if !self.over {
             self.strand.abandon(self.tag);
         }
@@ -280,6 +271,8 @@ pub struct Pending<'a, R: ShmRequest> {
     state: Sent,
     /// Where the request says what it supersedes.
     claim: Option<Claim<R::Key>>,
+    /// Set while there is no room for the request.
+    timer: Timeout,
 }
 
 enum Sent {
@@ -299,6 +292,7 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
             deadline,
             state: Sent::Not,
             claim: key.and_then(|key| client.claims.claim(key)),
+            timer: Timeout::new(client.inner.bus.node().due(), deadline),
         };
         // What goes wrong now goes wrong again when it is polled, and is said then.
         if let Ok(Some(open)) = pending.send(None) {
@@ -327,9 +321,7 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
                 strand,
                 wait: self.client.inner.wait,
                 over: false,
-                deadline: self.deadline,
-                timer: None,
-                due: self.client.inner.bus.node().due().clone(),
+                timer: Timeout::new(self.client.inner.bus.node().due(), self.deadline),
             }));
         }
     }
@@ -340,11 +332,12 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
             Sent::Not => self.state = Sent::Not,
             Sent::Done => panic!("a future is not polled after its end"),
         }
-        if self.deadline.is_some_and(|at| Instant::now() >= at) {
+        let sent = self.send(Some(cx.waker()));
+        if matches!(sent, Ok(None)) && self.timer.poll(cx).is_ready() {
             self.state = Sent::Done;
-            return Poll::Ready(Err(CallError::TimedOut));
+            return Poll::Ready(Err(SendError::Full.into()));
         }
-        match self.send(Some(cx.waker())) {
+        match sent {
             Ok(None) => Poll::Pending,
             Ok(Some(open)) => {
                 self.state = Sent::Done;
@@ -381,23 +374,22 @@ impl<R: ShmRequest> Future for Pending<'_, R> {
         let Sent::Open(open) = &mut self.state else {
             return Poll::Pending;
         };
-        let message = match open.poll::<R>(cx) {
-            Poll::Pending => return Poll::Pending,
-            Poll::Ready(message) => message,
-        };
-        let reply = match message {
-            Ok(message) if open.over => open.end::<R>(message),
-            Ok(message) => Err(open.strand.with_inbox(|inbox| {
-                give_back(inbox, &message);
-                inbox.refuse(Fault::Control {
-                    what: "an item of no stream",
-                });
-                lost(inbox)
-            })),
-            Err(error) => Err(error),
-        };
-        self.state = Sent::Done;
-        Poll::Ready(reply)
+        for _ in 0..TURN {
+            let reply = match open.poll::<R>(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(message)) if open.over => open.end::<R>(message),
+                Poll::Ready(Ok(item)) => {
+                    // Nobody asked for a stream.
+                    open.strand.with_inbox(|inbox| give_back(inbox, &item));
+                    continue;
+                }
+                Poll::Ready(Err(error)) => Err(error),
+            };
+            self.state = Sent::Done;
+            return Poll::Ready(reply);
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 

@@ -58,7 +58,7 @@ impl<R: ShmRequest> Serving<R> {
         self.server.stop();
     }
 
-    /// Waits until the bus is [closed](crate::Bus::close), or the parent of an inherited link is gone,
+    /// Waits until this was [stopped](Self::stop), the bus is [closed](crate::Bus::close), or the parent of an inherited link is gone,
     /// and all that came before is answered.
     pub fn join(mut self) {
         self.end_threads();
