@@ -109,6 +109,11 @@ impl Run {
         Ok(command)
     }
 
+    /// Lets this thread, and those it starts, run on both processors.
+    pub fn unpin(&self) -> Result<()> {
+        pin_to(&[self.cores.parent, self.cores.child])
+    }
+
     /// In the child of a raw case: the descriptor's number.
     pub fn inherited(&self) -> Result<i32> {
         self.fd.context("no descriptor was given")
@@ -317,8 +322,14 @@ impl Measured {
 
 /// Binds this thread, and those it starts, to one processor.
 fn pin(core: usize) -> Result<()> {
+    pin_to(&[core])
+}
+
+fn pin_to(cores: &[usize]) -> Result<()> {
     let mut set = CpuSet::new();
-    ensure!(core < CpuSet::MAX_CPU, "there is no processor {core}");
-    set.set(core);
-    sched_setaffinity(None, &set).with_context(|| format!("cannot pin to processor {core}"))
+    for &core in cores {
+        ensure!(core < CpuSet::MAX_CPU, "there is no processor {core}");
+        set.set(core);
+    }
+    sched_setaffinity(None, &set).with_context(|| format!("cannot pin to processors {cores:?}"))
 }

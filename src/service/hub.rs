@@ -33,9 +33,9 @@ const SETTLED: u32 = 32;
 /// How often the lane of the last message is looked at before all else is.
 const GLANCES: usize = 16;
 /// So many messages, one right after the other, are a stream.
-const STREAM: u32 = 8;
+pub(super) const STREAM: u32 = 8;
 /// How many pauses a receiver looks away from the stream that it caught up with.
-const AWAY: usize = 4;
+pub(super) const AWAY: usize = 4;
 
 /// A doorbell, and what was seen of it.
 struct Door {

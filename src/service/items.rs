@@ -18,6 +18,8 @@ pub struct Items<'a, R: ShmRequest> {
     tag: u16,
     deadline: Option<Instant>,
     end: End,
+    /// How many items came one right after the other.
+    run: u32,
     /// Where the request says what it supersedes.
     claim: Option<Claim<R::Key>>,
 }
@@ -44,6 +46,7 @@ impl<'a, R: ShmRequest> Items<'a, R> {
             tag,
             deadline,
             end: End::Open,
+            run: 0,
             claim,
         }
     }
@@ -66,7 +69,7 @@ impl<'a, R: ShmRequest> Items<'a, R> {
     }
 
     fn take(&mut self) -> Result<Option<View<'a, R::Item>>, Error<R>> {
-        let message = self.client.next(self.tag, self.deadline)?;
+        let message = self.client.next((self.tag, &mut self.run), self.deadline)?;
         match message.record.role {
             Role::Item => self.client.view(message).map(Some),
             Role::Message => {
