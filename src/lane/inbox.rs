@@ -113,6 +113,15 @@ impl Inbox {
         Some(inline(&record))
     }
 
+    /// As [`poll_inline`](Self::poll_inline), for an item of a stream.
+    #[inline(always)]
+    pub(crate) fn poll_item(&mut self) -> Option<Message> {
+        let record = self.ring.poll_as(Kind::Item)?;
+        let mut message = inline(&record);
+        message.record.role = Role::Item;
+        Some(message)
+    }
+
     /// Looks for the next message. A fault ends the link, and with it this lane.
     #[inline]
     pub(crate) fn poll(&mut self) -> Option<Message> {

@@ -297,10 +297,10 @@ pub(crate) fn is_stamped(word: u64, stamp: u64) -> bool {
     word & STAMP == stamp
 }
 
-/// Whether this word carries that stamp and is the header of a message in the cells.
+/// Whether this word carries that stamp and is the header of a record of this kind.
 #[inline(always)]
-pub(crate) fn is_stamped_inline(word: u64, stamp: u64) -> bool {
-    word & 0xffff == stamp | (Kind::Inline as u64) << 12
+pub(crate) fn is_stamped_as(word: u64, stamp: u64, kind: Kind) -> bool {
+    word & 0xffff == stamp | (kind as u64) << 12
 }
 
 /// The length of the payload that a header speaks of, in bytes.

@@ -97,6 +97,13 @@ impl Calls {
         Some((came, ended))
     }
 
+    /// Whether a call is waited for, and nothing came for it that was not taken.
+    #[inline]
+    pub(crate) fn is_next(&self, tag: u16) -> bool {
+        let slot = &self.slots[usize::from(tag)];
+        slot.state == State::Open && slot.came.is_empty()
+    }
+
     /// Whether a newer call superseded this one.
     #[inline]
     pub(crate) fn is_superseded(&self, tag: u16) -> bool {

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 mod loans;
+mod streaming;
 mod superseding;
 
 use std::cell::{Cell, RefCell};
@@ -17,7 +18,6 @@ use super::calls::Calls;
 use super::connect::{Closer, Connected, connect};
 use super::contract::Contract;
 use super::failure::{unanswered, unreadable};
-use super::hub::{AWAY, STREAM};
 use super::items::Items;
 use super::newest::{Newest, Ticket};
 use super::scope;
@@ -369,60 +369,6 @@ impl<R: ShmRequest> Client<R> {
         }
         calls.sent(tag);
         Ok(tag)
-    }
-
-    /// Waits for the next message of a stream, if none has come while another was waited for. Items
-    /// `run` where one came right after the other.
-    #[inline(always)]
-    pub(super) fn next(
-        &self,
-        (tag, run): (u16, &mut u32),
-        deadline: Option<Instant>,
-    ) -> Result<Message, Error<R>> {
-        let mut calls = self.calls.borrow_mut();
-        if calls.is_superseded(tag) {
-            return Err(CallError::Superseded);
-        }
-        let came = calls.take(tag);
-        drop(calls);
-        *run += 1;
-        let came = came.or_else(|| {
-            let mut inbox = self.inbox.borrow_mut();
-            let found = inbox.poll()?;
-            if found.record.tag == tag {
-                return Some(found);
-            }
-            self.put_aside(&mut inbox, found);
-            None
-        });
-        came.map_or_else(|| self.wait_for_next(tag, run, deadline), Ok)
-    }
-
-    /// The server of a stream was caught up with.
-    #[inline(never)]
-    fn wait_for_next(
-        &self,
-        tag: u16,
-        run: &mut u32,
-        deadline: Option<Instant>,
-    ) -> Result<Message, Error<R>> {
-        if *run >= STREAM {
-            // It writes faster where nobody looks over its shoulder.
-            for _ in 0..AWAY {
-                std::hint::spin_loop();
-            }
-        }
-        *run = 0;
-        let mut patience = Patience::new(self.wait, deadline);
-        let mut inbox = self.inbox.borrow_mut();
-        loop {
-            match inbox.poll() {
-                Some(message) if message.record.tag == tag => return Ok(message),
-                Some(message) => self.put_aside(&mut inbox, message),
-                None => std::hint::spin_loop(),
-            }
-            self.pause(&mut inbox, &mut patience)?;
-        }
     }
 
     #[inline(always)]

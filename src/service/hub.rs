@@ -35,7 +35,7 @@ const GLANCES: usize = 16;
 /// So many messages, one right after the other, are a stream.
 pub(super) const STREAM: u32 = 8;
 /// How many pauses a receiver looks away from the stream that it caught up with.
-pub(super) const AWAY: usize = 4;
+const AWAY: usize = 4;
 
 /// A doorbell, and what was seen of it.
 struct Door {

@@ -68,6 +68,14 @@ impl<'a, R: ShmRequest> Items<'a, R> {
         }
     }
 
+    /// Its time is up, or its server is gone, or broken.
+    #[cold]
+    fn give_up(&mut self) {
+        self.end = End::Over;
+        self.client.abandon(self.tag);
+    }
+
+    #[inline(never)]
     fn take(&mut self) -> Result<Option<View<'a, R::Item>>, Error<R>> {
         let message = self.client.next((self.tag, &mut self.run), self.deadline)?;
         match message.record.role {
@@ -92,11 +100,16 @@ impl<'a, R: ShmRequest> Iterator for Items<'a, R> {
         if !matches!(self.end, End::Open) {
             return None;
         }
+        if let Some(item) = self.client.glance(self.tag) {
+            self.run += 1;
+            if item.is_err() {
+                self.give_up();
+            }
+            return Some(item);
+        }
         let taken = self.take();
         if taken.is_err() && matches!(self.end, End::Open) {
-            // Its time is up, or its server is gone, or broken.
-            self.end = End::Over;
-            self.client.abandon(self.tag);
+            self.give_up();
         }
         taken.transpose()
     }

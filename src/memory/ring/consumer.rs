@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::super::layout::{
     CELL, Cell, Envelope, HEADER, Header, Kind, MOST_CELLS, MOST_REASON, ReceiverBlock, SegmentRef,
-    SenderBlock, cells_for, is_stamped, is_stamped_inline, len_of, next_of, stamp_of, tag_of,
+    SenderBlock, cells_for, is_stamped, is_stamped_as, len_of, next_of, stamp_of, tag_of,
 };
 use super::super::shared::Shared;
 use super::{Cells, Spot};
@@ -79,14 +79,21 @@ impl Consumer {
     /// record in cells that are known. The record stays the caller's until it is handed back.
     #[inline(always)]
     pub(crate) fn poll_inline(&mut self) -> Option<Record> {
+        self.poll_as(Kind::Inline)
+    }
+
+    /// As [`poll_inline`](Self::poll_inline), for the kinds whose message begins where that of
+    /// [`Kind::Inline`] does.
+    #[inline(always)]
+    pub(crate) fn poll_as(&mut self, kind: Kind) -> Option<Record> {
         let spot = self.cells.spot(self.at)?;
         // SYNC(publish): Acquire; pairs with Release in `Producer::commit`.
         let word = load_acquire(spot.header());
-        if !is_stamped_inline(word, stamp_of(self.sequence)) {
+        if !is_stamped_as(word, stamp_of(self.sequence), kind) {
             return None;
         }
         let next = next_of(word);
-        let record = self.record(spot, Kind::Inline, word, self.start)?;
+        let record = self.record(spot, kind, word, self.start)?;
         if next >= self.cells.count {
             return None;
         }
@@ -149,7 +156,13 @@ impl Consumer {
             return Err(self.stray(next));
         }
         self.sequence = self.sequence.wrapping_add(1);
-        self.at = next;
+        // As in `poll_inline`: items of a stream follow each other, too.
+        let guess = self.at + self.stride;
+        if next == guess {
+            self.at = guess;
+        } else {
+            self.turn_to(next);
+        }
         Ok(())
     }
 
