@@ -334,20 +334,17 @@ impl<R: ShmRequest> Client<R> {
         let tag = self.begin(request, deadline)?;
         loop {
             match self.wait_for(tag, deadline) {
-                Ok(message) if message.record.role == Role::Item => self.pass_over(&message),
-                Ok(message) => return self.end(tag, message),
-                Err(error) => {
-                    self.abandon(tag);
-                    return Err(error);
+                Ok(message) if message.record.role != Role::Item => {
+                    return self.end(tag, message);
+                }
+                waited => {
+                    if let Err(error) = self.pass_over(waited, deadline) {
+                        self.abandon(tag);
+                        return Err(error);
+                    }
                 }
             }
         }
-    }
-
-    /// An item that nobody asked for by [`stream`](Self::stream).
-    #[cold]
-    fn pass_over(&self, item: &Message) {
-        give_back(&mut self.inbox.borrow_mut(), item);
     }
 
     /// Sends a request, and returns its tag.

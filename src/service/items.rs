@@ -8,6 +8,9 @@ use crate::error::CallError;
 use crate::lane::{Message, Role, View};
 use crate::message::ShmRequest;
 
+/// After so many items, the clock is looked at.
+const TURN: u32 = 64;
+
 /// What a call is answered with, item by item, and then in one reply.
 ///
 /// An iterator over borrowed items: several may be held, in any order, and their memory goes back
@@ -20,6 +23,7 @@ pub struct Items<'a, R: ShmRequest> {
     end: End,
     /// How many items came one right after the other.
     run: u32,
+    taken: u32,
     /// Where the request says what it supersedes.
     claim: Option<Claim<R::Key>>,
 }
@@ -47,6 +51,7 @@ impl<'a, R: ShmRequest> Items<'a, R> {
             deadline,
             end: End::Open,
             run: 0,
+            taken: 0,
             claim,
         }
     }
@@ -99,6 +104,12 @@ impl<'a, R: ShmRequest> Iterator for Items<'a, R> {
     fn next(&mut self) -> Option<Self::Item> {
         if !matches!(self.end, End::Open) {
             return None;
+        }
+        self.taken = self.taken.wrapping_add(1);
+        // Items may come without end, and be there whenever they are looked for.
+        if self.taken % TURN == 0 && self.deadline.is_some_and(|at| Instant::now() >= at) {
+            self.give_up();
+            return Some(Err(CallError::TimedOut));
         }
         if let Some(item) = self.client.glance(self.tag) {
             self.run += 1;

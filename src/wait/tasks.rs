@@ -50,6 +50,13 @@ impl Timeout {
         Timeout(at.map(|at| (due.clone(), at, None)))
     }
 
+    /// Whether the moment has come.
+    pub(crate) fn is_over(&self) -> bool {
+        self.0
+            .as_ref()
+            .is_some_and(|(_, at, _)| Instant::now() >= *at)
+    }
+
     /// Ready once the moment has come; before that, its task is woken then.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.clear();

@@ -220,3 +220,29 @@ fn items_that_nobody_asked_for_are_passed_over() {
     }
     drop(serving);
 }
+
+#[test]
+fn a_stream_ends_with_its_time_also_where_all_of_it_has_come() {
+    let _together = together();
+    let _watch = Watchdog::start("late streams");
+    let name = name("late");
+    let (here, there) = (open(&name), open(&name));
+    let serving = here.serve::<Bulky, _>(1, |call| {
+        // Cancelled, where the machine is slow: the caller's time is up, too.
+        let _ = (0..100).try_for_each(|_| call.try_send(&When { left: None }));
+        Ok(When { left: None })
+    });
+    let serving = serving.expect("nobody else serves");
+    let client = there.client::<Bulky>().expect("a server is there");
+    let request = Bulky { bytes: Vec::new() };
+    let soon = Duration::from_millis(20);
+    let mut items = client
+        .stream_timeout(&request, soon)
+        .expect("there is room");
+    std::thread::sleep(2 * soon);
+    let taken = items.by_ref().take_while(Result::is_ok).count();
+    assert!(taken < 100, "{taken} items after the deadline");
+    assert!(items.next().is_none());
+    drop(items);
+    drop(serving);
+}

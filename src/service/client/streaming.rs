@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Client, Error};
+use super::{Client, Error, give_back};
 use crate::error::CallError;
 use crate::lane::{Message, View};
 use crate::message::ShmRequest;
@@ -29,6 +29,21 @@ impl<R: ShmRequest> Client<R> {
             return None;
         }
         Some(self.view(message))
+    }
+
+    /// An item that nobody asked for, or why there is nothing.
+    #[cold]
+    pub(super) fn pass_over(
+        &self,
+        waited: Result<Message, Error<R>>,
+        deadline: Option<Instant>,
+    ) -> Result<(), Error<R>> {
+        give_back(&mut self.inbox.borrow_mut(), &waited?);
+        // A server that sends without end makes nobody wait for longer than was said.
+        match deadline.is_some_and(|at| Instant::now() >= at) {
+            true => Err(CallError::TimedOut),
+            false => Ok(()),
+        }
     }
 
     /// Waits for the next message of a stream, if none has come while another was waited for. Items

@@ -199,10 +199,16 @@ struct Open {
     wait: Wait,
     over: bool,
     timer: Timeout,
+    polls: u32,
 }
 
 impl Open {
     fn poll<R: ShmRequest>(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, Error<R>>> {
+        self.polls = self.polls.wrapping_add(1);
+        // Items may come without end, and be there whenever they are looked for.
+        if self.polls % 64 == 0 && self.timer.is_over() {
+            return Poll::Ready(Err(CallError::TimedOut));
+        }
         let polled = self.strand.poll_next::<R>(self.tag, self.wait, cx.waker());
         if let Poll::Ready(Ok(message)) = &polled {
             self.over = message.record.role != Role::Item;
@@ -321,6 +327,7 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
                 strand,
                 wait: self.client.inner.wait,
                 over: false,
+                polls: 0,
                 timer: Timeout::new(self.client.inner.bus.node().due(), self.deadline),
             }));
         }
