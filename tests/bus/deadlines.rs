@@ -33,7 +33,7 @@ struct Failed {
 const LONG: Duration = Duration::from_secs(1_000);
 
 /// Answers the inner service: with what is left, or never.
-fn serve_inner(bus: Bus) {
+fn serve_inner(bus: &Bus) -> std::thread::JoinHandle<()> {
     let mut server = bus.server::<Inner>().expect("nobody else serves");
     std::thread::spawn(move || {
         let mut kept = Vec::new();
@@ -49,7 +49,7 @@ fn serve_inner(bus: Bus) {
                 }
             }
         }
-    });
+    })
 }
 
 fn ask_inner(bus: &Bus, what: u8, own: Option<Duration>) -> Result<When, Failed> {
@@ -71,7 +71,7 @@ fn what_a_handler_calls_has_the_deadline_of_its_caller() {
     let _watch = Watchdog::start("deadlines");
     let name = name("deadlines");
     let (here, there, engine) = (open(&name), open(&name), open(&name));
-    serve_inner(engine);
+    let inner_serving = serve_inner(&engine);
     let bus = here.clone();
     let serving = here.serve::<Outer, _>(1, move |call| ask_inner(&bus, call.what, Some(LONG)));
     let serving = serving.expect("nobody else serves");
@@ -99,6 +99,10 @@ fn what_a_handler_calls_has_the_deadline_of_its_caller() {
     let left = client.call(&Outer { what: 0 }).expect("it is answered");
     assert!(left.left.as_ref().expect("its own").to_native() > 100_000);
     drop(serving);
+    engine.close();
+    inner_serving
+        .join()
+        .expect("the inner server does not panic");
 }
 
 #[test]
@@ -107,7 +111,7 @@ fn a_task_hands_its_deadline_on_wherever_it_is_polled() {
     let _watch = Watchdog::start("deadlines of tasks");
     let name = name("task-deadlines");
     let (here, there, engine) = (open(&name), open(&name), open(&name));
-    serve_inner(engine);
+    let inner_serving = serve_inner(&engine);
     let server = here.async_server::<Outer>().expect("nobody else serves");
     let inner = here.async_client::<Inner>().expect("a server is there");
     let serving = std::thread::spawn(move || {
@@ -143,6 +147,10 @@ fn a_task_hands_its_deadline_on_wherever_it_is_polled() {
     }
     here.close();
     serving.join().expect("the server does not panic");
+    engine.close();
+    inner_serving
+        .join()
+        .expect("the inner server does not panic");
 }
 
 #[derive(ShmMessage)]
