@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::driver::Driver;
 use crate::error::{ConnectError, OpenError};
 use crate::link::node::{Incident, Node, Reach};
 use crate::link::place::{self, Place};
@@ -508,6 +509,11 @@ impl Bus {
     /// ```
     pub fn close(&self) {
         self.shared.node.end_ports();
+    }
+
+    /// Wakes the tasks of this bus from a loop of the program's own; see [`Driver`].
+    pub fn driver(&self) -> Driver {
+        Driver::new(&self.shared.node)
     }
 
     /// What went wrong with peers since the last call: refused layouts, broken protocol.

@@ -61,6 +61,8 @@ extern crate self as shmbus;
 
 #[cfg(not(loom))]
 mod bus;
+#[cfg(not(loom))]
+mod driver;
 mod error;
 #[cfg(not(loom))]
 mod lane;
@@ -77,6 +79,8 @@ mod wait;
 
 #[cfg(not(loom))]
 pub use bus::{Bus, Config};
+#[cfg(not(loom))]
+pub use driver::Driver;
 #[cfg(not(loom))]
 pub use error::CallError;
 pub use error::{ConnectError, Fault, MemoryError, OpenError, ReceiveError, SendError};

@@ -30,6 +30,8 @@ mod models;
 
 pub(crate) mod attend;
 #[cfg(not(loom))]
+pub(crate) mod rings;
+#[cfg(not(loom))]
 pub(crate) mod tasks;
 
 use std::sync::Arc;
@@ -68,28 +70,47 @@ pub enum Wait {
     Park,
 }
 
-/// Carries the message that a bell should be rung, when the quick way found nobody.
+/// Who waits at a bell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waiter {
+    Thread,
+    Tasks,
+}
+
+/// Carries the message that a bell should be rung, where no thread was found that sleeps on it.
 pub(crate) trait Post: Send + Sync {
     /// Has the peer's quiet thread ring its bell of this number.
     fn ring(&self, bell: u32);
+
+    /// Has the peer drive the port of tasks that has this bell.
+    fn ring_tasks(&self, bell: u32);
 }
 
-/// Wakes the thread of a peer that sleeps on a bell.
+/// Wakes those of a peer who wait at a bell.
 pub(crate) struct Ringer {
     bell: Shared<Bell>,
     id: u32,
+    waiter: Waiter,
     post: Arc<dyn Post>,
 }
 
 impl Ringer {
     /// A ringer for a peer's bell, which lies in its memory and has this number there.
-    pub(crate) fn new(bell: Shared<Bell>, id: u32, post: Arc<dyn Post>) -> Ringer {
-        Ringer { bell, id, post }
+    pub(crate) fn new(bell: Shared<Bell>, id: u32, waiter: Waiter, post: Arc<dyn Post>) -> Ringer {
+        Ringer {
+            bell,
+            id,
+            waiter,
+            post,
+        }
     }
 
-    /// Wakes the sleeper, if there is one. A full barrier stands before this.
+    /// Wakes who waits there, if anybody does. A full barrier stands before this.
     #[cold]
     pub(crate) fn ring(&self) {
+        if self.waiter == Waiter::Tasks {
+            return self.post.ring_tasks(self.id);
+        }
         let word = load_acquire_u32(&self.bell.word);
         if word % 2 == 1
             && !futex::wake(&self.bell.word)
@@ -100,34 +121,46 @@ impl Ringer {
     }
 }
 
-/// One place to sleep, for one thread at a time.
+/// One place to sleep, for one thread at a time; or where the tasks of one port wait.
 pub(crate) struct Sleeper {
     bell: Shared<Bell>,
     id: u32,
+    waiter: Waiter,
     poked: AtomicBool,
-    /// Where tasks wait here, and no thread.
+    /// The port whose tasks wait here, once it stands.
     #[cfg(not(loom))]
     tasks: OnceLock<(Weak<dyn Drive>, Arc<Due>)>,
 }
 
 impl Sleeper {
     /// A bell of our own, and the number by which peers name it.
-    pub(crate) fn new(bell: Shared<Bell>, id: u32) -> Sleeper {
+    pub(crate) fn new(bell: Shared<Bell>, id: u32, waiter: Waiter) -> Sleeper {
         Sleeper {
             bell,
             id,
+            waiter,
             poked: AtomicBool::new(false),
             #[cfg(not(loom))]
             tasks: OnceLock::new(),
         }
     }
 
-    /// Has tasks wait here, and no thread: from now on its port is driven where a sleeper is woken.
+    /// Says which port's tasks wait here: it is driven from now on where a sleeper is woken.
     #[cfg(not(loom))]
     pub(crate) fn attach(&self, port: Weak<dyn Drive>, due: Arc<Due>) {
         let _ = self.tasks.set((port, due));
-        // Odd for good. Relaxed: whoever asks to be rung passes a barrier behind this.
-        self.bell.word.store(1, Ordering::Relaxed);
+    }
+
+    /// Drives the port whose tasks wait here, on this thread, which holds no lock of any port.
+    #[cfg(not(loom))]
+    pub(crate) fn drive(&self) {
+        let Some((port, due)) = self.tasks.get() else {
+            // A peer's mistake, or its ring came before the port stands, which looks by itself then.
+            return self.rouse();
+        };
+        if port.upgrade().is_some_and(|port| port.drive()) {
+            due.push(port.clone());
+        }
     }
 
     /// A bell on the heap: a clone of it stands for what peers see.
@@ -136,6 +169,7 @@ impl Sleeper {
         Sleeper {
             bell,
             id: 0,
+            waiter: Waiter::Thread,
             poked: AtomicBool::new(false),
         }
     }
@@ -143,6 +177,11 @@ impl Sleeper {
     /// The number by which peers name it.
     pub(crate) fn id(&self) -> u32 {
         self.id
+    }
+
+    /// Who waits here.
+    pub(crate) fn waiter(&self) -> Waiter {
+        self.waiter
     }
 
     /// Where the bell lies.

@@ -15,7 +15,7 @@ use crate::memory::layout::{Bell, CELL, Cell, Doorbell, ReceiverBlock, SegmentRe
 use crate::memory::ring::HandBack;
 use crate::memory::shared::{Place, Shared};
 use crate::sync::Ordering;
-use crate::wait::{Ringer, Sleeper};
+use crate::wait::{Ringer, Sleeper, Waiter};
 
 /// How many cells a lane starts with, and how large its sending end is. Both sides know which kind
 /// of lane they open, so that nothing needs to be said, nor believed, about it.
@@ -55,6 +55,7 @@ pub(crate) fn offer_end(
         sends: None,
         receives: None,
         bell: (bell.into(), sleeper.id()),
+        tasks: sleeper.waiter() == Waiter::Tasks,
         door: None,
     };
     let mut near = Near {
@@ -119,7 +120,12 @@ pub(crate) fn complete(
     }
     let ringer = || -> Result<Ringer, Fault> {
         let bell = lay::<Bell>(link, their.bell.0.into())?;
-        Ok(Ringer::new(bell, their.bell.1, link.clone()))
+        let waiter = if their.tasks {
+            Waiter::Tasks
+        } else {
+            Waiter::Thread
+        };
+        Ok(Ringer::new(bell, their.bell.1, waiter, link.clone()))
     };
     let mut requests = None;
     let inbox = match (near.receives, their.sends) {

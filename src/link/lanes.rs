@@ -158,7 +158,7 @@ mod tests {
     use super::*;
     use crate::memory::arena::{Arena, Limits};
     use crate::memory::shared::Shared;
-    use crate::wait::Sleeper;
+    use crate::wait::{Sleeper, Waiter};
 
     /// A lane of a book with nothing else in it, and a way to see whether its memory is in use.
     struct Bench {
@@ -170,7 +170,11 @@ mod tests {
     fn bench(sends: bool) -> Bench {
         let memory = 1 << 20;
         let arena = Arena::new(Limits { memory }, Box::new(|_| {}));
-        let sleeper = Sleeper::new(Shared::own(Arc::new(arena.allocate(64).unwrap())), 0);
+        let sleeper = Sleeper::new(
+            Shared::own(Arc::new(arena.allocate(64).unwrap())),
+            0,
+            Waiter::Thread,
+        );
         let line = Line::new(Arc::new(sleeper));
         let estate = vec![Arc::new(arena.allocate(4096).unwrap())];
         let (ours, number) = (true, 0);

@@ -2,6 +2,7 @@
 //!
 //! - [`wire`]: the control messages; [`incoming`]: what they do; [`outgoing`]: those that wait for a
 //!   peer that does not read.
+//! - [`rings`]: how tasks of the other side are woken.
 //! - [`lanes`], [`doors`]: what lies in our memory for the peer to look at; [`presence`]: what we
 //!   look at in its memory.
 //! - [`node`]: what one open bus has: its arena, its links, its ports, its quiet thread.
@@ -31,6 +32,7 @@ pub(crate) mod node;
 mod outgoing;
 pub(crate) mod place;
 mod presence;
+mod rings;
 pub(crate) mod wire;
 
 use std::collections::{HashMap, HashSet};
@@ -49,6 +51,7 @@ use crate::sys::fork::{Mine, Origin};
 use crate::sys::poll::{self, Epoll};
 use crate::sys::socket::{Credentials, Socket};
 use crate::wait::Post;
+use crate::wait::rings::RingSet;
 pub(crate) use doors::DoorBit;
 use doors::Doors;
 use incoming::Read;
@@ -56,8 +59,9 @@ pub(crate) use lanes::Estate;
 use lanes::Lanes;
 pub(crate) use line::{LaneId, Line};
 use node::Node;
-use outgoing::{Outgoing, Unsent};
+use outgoing::{Descriptor, Outgoing, Unsent};
 use presence::Mapped;
+use rings::Rings;
 use wire::{Control, End, Refusal};
 
 /// How long a peer may take to say hello, or to answer.
@@ -82,6 +86,7 @@ pub(crate) struct Link {
     announced: Mutex<HashSet<u64>>,
     state: Mutex<State>,
     changed: Condvar,
+    rings: Rings,
     /// Whether both sides can use the cheap half of a barrier, known from the hello on.
     asymmetric: OnceLock<bool>,
     dead: AtomicBool,
@@ -121,6 +126,7 @@ impl Link {
             announced: Mutex::default(),
             state: Mutex::default(),
             changed: Condvar::new(),
+            rings: Rings::default(),
             asymmetric: OnceLock::new(),
             dead: AtomicBool::new(false),
             fault: OnceLock::new(),
@@ -163,7 +169,7 @@ impl Link {
         posted.map_err(|unsent| self.unsaid(unsent))
     }
 
-    fn post(&self, control: &Control, segment: Option<Arc<OwnSegment>>) -> Result<(), Unsent> {
+    fn post(&self, control: &Control, descriptor: Option<Descriptor>) -> Result<(), Unsent> {
         if self.origin.is_forked() {
             // The socket is the parent's to speak on.
             return Err(Unsent::Ended);
@@ -172,7 +178,7 @@ impl Link {
             .ok_or_else(|| Unsent::System(io::ErrorKind::InvalidInput.into()))?;
         let mut outgoing = lock(&self.outgoing);
         let waited = outgoing.waits();
-        let sent = outgoing.send(&self.socket, bytes, segment);
+        let sent = outgoing.send(&self.socket, bytes, descriptor);
         if outgoing.waits() != waited {
             self.watch(&outgoing);
         }
@@ -223,11 +229,16 @@ impl Link {
 
     /// Says hello; the answer is awaited with [`wait_hello`](Self::wait_hello).
     pub(crate) fn hello(&self) -> io::Result<()> {
-        let barrier = crate::sys::membarrier::register();
-        self.say(&Control::Hello {
+        let Some(node) = self.node.upgrade() else {
+            return Ok(());
+        };
+        let rings = self.rings.listen(&node.due().rings, self.token)?;
+        let hello = Control::Hello {
             layout: LAYOUT_VERSION,
-            barrier,
-        })
+            barrier: crate::sys::membarrier::register(),
+        };
+        let posted = self.post(&hello, Some(Arc::new(rings)));
+        posted.map_err(|unsent| self.unsaid(unsent))
     }
 
     /// Waits until the peer has said hello.
@@ -313,6 +324,11 @@ impl Link {
         } else if poll::is_ended(self.socket.as_fd()) {
             self.free();
         }
+    }
+
+    /// Takes rings that have come; true where there may be more.
+    pub(crate) fn take_rings(&self, all: &RingSet, bells: &mut Vec<u32>) -> bool {
+        self.rings.take(all, bells)
     }
 
     /// A number for a lane that we open, on which we send; its answer is then awaited.
@@ -456,6 +472,7 @@ impl Link {
             self.watch(&outgoing);
         }
         if let Some(node) = self.node.upgrade() {
+            self.rings.close(&node.due().rings);
             node.ended(self);
         }
         self.let_go_if_idle();
@@ -494,6 +511,13 @@ impl Link {
 impl Post for Link {
     fn ring(&self, bell: u32) {
         let _ = self.say(&Control::Ring { bell });
+    }
+
+    fn ring_tasks(&self, bell: u32) {
+        if self.origin.is_forked() || self.rings.ring(bell) {
+            return;
+        }
+        self.ring(bell);
     }
 }
 

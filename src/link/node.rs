@@ -23,8 +23,9 @@ use crate::sys::fork::{Mine, Origin};
 use crate::sys::poll::{self, Epoll};
 use crate::sys::socket::{Credentials, Listener, Socket};
 use crate::sys::user_id;
-use crate::wait::Sleeper;
-use crate::wait::tasks::Due;
+use crate::wait::rings::RingSet;
+use crate::wait::tasks::{Drive, Due};
+use crate::wait::{Sleeper, Waiter};
 
 /// Something of this process that peers open lanes to.
 pub(crate) trait Port: Send + Sync {
@@ -98,7 +99,10 @@ pub(crate) struct Node {
 
 const EVENT: u64 = 0;
 const LISTENER: u64 = 1;
-const FIRST_LINK: u64 = 2;
+const RINGS: u64 = 2;
+const FIRST_LINK: u64 = 3;
+/// After so many looks for rings, others have their turn.
+const RING_TURNS: usize = 16;
 /// How long a bus that is dropped waits for peers that do not read, to say that it ends.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// More incidents than anybody reads are counted, not kept.
@@ -108,7 +112,10 @@ impl Node {
     pub(crate) fn start(reach: Reach, config: Config) -> Result<Arc<Node>, OpenError> {
         let origin = Origin::here().map_err(OpenError::system("mark the process"))?;
         let epoll = Epoll::new().map_err(OpenError::system("make an epoll set"))?;
-        let due = Due::new().map_err(OpenError::system("make an eventfd"))?;
+        let epoll = Arc::new(epoll);
+        let rings = RingSet::new(epoll.clone(), RINGS, origin)
+            .map_err(OpenError::system("make an epoll set"))?;
+        let due = Due::new(rings).map_err(OpenError::system("make an eventfd"))?;
         epoll
             .add(due.event.fd(), EVENT)
             .map_err(OpenError::system("watch an eventfd"))?;
@@ -129,7 +136,7 @@ impl Node {
                     },
                     on_retire,
                 ),
-                epoll: Arc::new(epoll),
+                epoll,
                 due: Arc::new(due),
                 quits: AtomicBool::new(false),
                 next_token: AtomicU64::new(FIRST_LINK),
@@ -167,6 +174,7 @@ impl Node {
             }
         }
         self.end_links();
+        self.due.end();
         let listens = lock(&self.listener).take().is_some();
         if let Reach::Name { place, socket, .. } = &self.reach {
             place.leave(listens.then_some(socket.as_str()));
@@ -239,12 +247,12 @@ impl Node {
     }
 
     /// A new place to sleep.
-    pub(crate) fn new_sleeper(&self) -> Result<Arc<Sleeper>, MemoryError> {
+    pub(crate) fn new_sleeper(&self, waiter: Waiter) -> Result<Arc<Sleeper>, MemoryError> {
         let block = Arc::new(self.arena.allocate(size_of::<Bell>() as u64)?);
         let mut sleepers = lock(&self.sleepers);
         let free = sleepers.iter().position(|s| s.strong_count() == 0);
         let id = free.unwrap_or(sleepers.len());
-        let sleeper = Arc::new(Sleeper::new(Shared::own(block), id as u32));
+        let sleeper = Arc::new(Sleeper::new(Shared::own(block), id as u32, waiter));
         match free {
             Some(id) => sleepers[id] = Arc::downgrade(&sleeper),
             None => sleepers.push(Arc::downgrade(&sleeper)),
@@ -255,12 +263,26 @@ impl Node {
     /// Rings a bell of ours for a peer that found nobody sleeping. An unknown number is no fault:
     /// the port may just have gone.
     pub(crate) fn rouse(&self, bell: u32) {
-        let sleeper = lock(&self.sleepers)
-            .get(bell as usize)
-            .and_then(Weak::upgrade);
-        if let Some(sleeper) = sleeper {
+        if let Some(sleeper) = self.sleeper(bell) {
             sleeper.rouse();
         }
+    }
+
+    fn sleeper(&self, bell: u32) -> Option<Arc<Sleeper>> {
+        let sleepers = lock(&self.sleepers);
+        sleepers.get(bell as usize).and_then(Weak::upgrade)
+    }
+
+    /// Drives the ports that peers rang for; false once the bus is gone. The caller holds no lock.
+    pub(crate) fn take_rings(self: &Arc<Self>) -> bool {
+        // SYNC(quits): Acquire; pairs with Release in `stop`.
+        if self.origin.is_forked() || self.quits.load(Ordering::Acquire) {
+            return false;
+        }
+        if self.drive() {
+            self.due.push(Arc::downgrade(self) as Weak<_>);
+        }
+        true
     }
 
     pub(crate) fn report(&self, pid: u32, what: String) {
@@ -482,6 +504,7 @@ impl Node {
                 match token {
                     EVENT => self.due.event.clear(),
                     LISTENER => self.welcome(&mut strangers),
+                    RINGS => drop(self.take_rings()),
                     token => {
                         if let Some(link) = self.link(token) {
                             link.tend();
@@ -501,6 +524,8 @@ impl Node {
                 other => other.is_some(),
             });
         }
+        // It may be this thread that dropped the bus, and then cleared what tells drivers of that.
+        self.due.event.set();
     }
 
     fn welcome(self: &Arc<Self>, strangers: &mut Vec<(u64, Instant)>) {
@@ -526,6 +551,30 @@ impl Node {
                 }
             }
         }
+    }
+}
+
+impl Drive for Node {
+    /// Drives the ports whose tasks peers rang for.
+    fn drive(&self) -> bool {
+        let (mut links, mut bells) = (Vec::new(), Vec::new());
+        for _ in 0..RING_TURNS {
+            if self.due.rings.ready(&mut links).is_err() {
+                return false;
+            }
+            let mut more = links.len() == Epoll::MOST;
+            for link in links.iter().filter_map(|&token| self.link(token)) {
+                more |= link.take_rings(&self.due.rings, &mut bells);
+            }
+            bells.sort_unstable();
+            bells.dedup();
+            let sleepers = bells.drain(..).filter_map(|bell| self.sleeper(bell));
+            sleepers.for_each(|sleeper| sleeper.drive());
+            if !more {
+                return false;
+            }
+        }
+        true
     }
 }
 

@@ -5,9 +5,9 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use crate::memory::segment::OwnSegment;
 use crate::sys::socket::Socket;
 
 /// The most bytes of control messages that wait for a peer.
@@ -32,15 +32,18 @@ pub(super) struct Outgoing {
     ended: bool,
 }
 
-/// A control message, and the segment whose descriptor it carries.
+/// What a control message carries.
+pub(super) type Descriptor = Arc<dyn AsFd + Send + Sync>;
+
+/// A control message, and the descriptor that goes with it.
 struct Parcel {
     bytes: Vec<u8>,
-    segment: Option<Arc<OwnSegment>>,
+    descriptor: Option<Descriptor>,
 }
 
 impl Parcel {
     fn send(&self, socket: &Socket) -> io::Result<()> {
-        socket.send(&self.bytes, self.segment.as_ref().map(|s| s.fd()))
+        socket.send(&self.bytes, self.descriptor.as_ref().map(|d| d.as_fd()))
     }
 }
 
@@ -50,7 +53,7 @@ impl Outgoing {
         &mut self,
         socket: &Socket,
         bytes: Vec<u8>,
-        segment: Option<Arc<OwnSegment>>,
+        descriptor: Option<Descriptor>,
     ) -> Result<(), Unsent> {
         if self.ended {
             return Err(Unsent::Ended);
@@ -59,7 +62,7 @@ impl Outgoing {
             return Err(Unsent::Deaf(self.bytes));
         }
         self.bytes += bytes.len();
-        self.waiting.push_back(Parcel { bytes, segment });
+        self.waiting.push_back(Parcel { bytes, descriptor });
         self.flush(socket).map(drop).map_err(Unsent::System)
     }
 

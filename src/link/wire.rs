@@ -63,8 +63,10 @@ pub(crate) struct End {
     pub(crate) sends: Option<SendingEnd>,
     /// The receiver's block of the lane on which this side receives, if it does.
     pub(crate) receives: Option<Where>,
-    /// The bell on which this side sleeps, and its number.
+    /// The bell at which this side waits, and its number.
     pub(crate) bell: (Where, u32),
+    /// Whether it is tasks that wait there, for whom the number goes over the socket for rings.
+    pub(crate) tasks: bool,
     /// The doorbell by which this side says that its lane has something, the lane's bit,
     /// and how that bit stands now.
     pub(crate) door: Option<(Where, u16, bool)>,
@@ -96,7 +98,7 @@ pub(crate) enum Refusal {
 /// One control message.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Control {
-    /// First of all, from both sides.
+    /// First of all, from both sides; the socket for rings of tasks comes with it.
     Hello { layout: u32, barrier: bool },
     /// A segment of the sender's arena; its descriptor comes with the message.
     Segment { id: u64, len: u64 },
@@ -175,6 +177,7 @@ mod tests {
             sends: Some(SendingEnd { cells: at }),
             receives: None,
             bell: (at, 3),
+            tasks: true,
             door: Some((at, 17, true)),
         };
         let types = Types {

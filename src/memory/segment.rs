@@ -33,6 +33,13 @@ pub(crate) struct OwnSegment {
     origin: Origin,
 }
 
+/// The descriptor to hand to a peer.
+impl AsFd for OwnSegment {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 impl OwnSegment {
     /// Makes a segment of `len` bytes, rounded up to whole pages, all of them allocated now.
     pub(crate) fn create(id: u64, len: u64) -> Result<OwnSegment, MemoryError> {
@@ -73,11 +80,6 @@ impl OwnSegment {
     /// The size in bytes.
     pub(crate) fn len(&self) -> u64 {
         self.map.len() as u64
-    }
-
-    /// The descriptor to hand to a peer.
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
     }
 
     /// The address of a byte; the caller holds the range that starts there.
@@ -194,7 +196,7 @@ mod tests {
     #[test]
     fn a_sealed_segment_is_mapped() {
         let own = OwnSegment::create(1, 3 * PAGE - 5).expect("the system has memory");
-        let fd = own.fd().try_clone_to_owned().expect("it can be cloned");
+        let fd = own.as_fd().try_clone_to_owned().expect("it can be cloned");
         assert_eq!(map(&fd, own.len()), Ok(3 * PAGE));
     }
 

@@ -27,7 +27,7 @@ use crate::lane::{Held, Inbox, Message, Outbox, Received, Role, To, View};
 use crate::memory::layout::Envelope;
 use crate::message::{ShmMessage, ShmRequest};
 use crate::sys::clock;
-use crate::wait::{Patience, Sleeper, Step, Wait};
+use crate::wait::{Patience, Sleeper, Step, Wait, Waiter};
 
 pub(super) use superseding::Claim;
 
@@ -63,7 +63,7 @@ impl<R: ShmRequest> Client<R> {
     ) -> Result<Client<R>, ConnectError> {
         let node = bus.node();
         let contract = Contract::service::<R>();
-        let connected = connect(node, R::SERVICE, &contract, deadline)?;
+        let connected = connect(node, R::SERVICE, &contract, Waiter::Thread, deadline)?;
         let Connected {
             outbox,
             inbox,

@@ -9,7 +9,7 @@ use crate::lane::{Inbox, Outbox, complete, offer_end};
 use crate::link::node::{Node, Reach};
 use crate::link::wire::{Control, Refusal};
 use crate::link::{HANDSHAKE, LaneId, Line, Link};
-use crate::wait::Sleeper;
+use crate::wait::{Sleeper, Waiter};
 
 /// A lane pair that is open.
 pub(crate) struct Connected {
@@ -42,13 +42,14 @@ pub(crate) fn connect(
     node: &Arc<Node>,
     name: &str,
     contract: &Contract,
+    waiter: Waiter,
     deadline: Option<Instant>,
 ) -> Result<Connected, ConnectError> {
     node.check_fork()?;
     crate::link::place::check_name(name)?;
     let mut pause = Duration::from_micros(200);
     loop {
-        let result = try_connect(node, name, contract);
+        let result = try_connect(node, name, contract, waiter);
         let retry = match &result {
             // Nobody yet; or a server that ends right now, as its lock will show.
             Err(ConnectError::NoServer { .. } | ConnectError::Lost { .. }) => true,
@@ -94,6 +95,7 @@ fn try_connect(
     node: &Arc<Node>,
     name: &str,
     contract: &Contract,
+    waiter: Waiter,
 ) -> Result<Connected, ConnectError> {
     let link = match node.reach() {
         Reach::Name { place, .. } => {
@@ -111,7 +113,7 @@ fn try_connect(
             fault: link.fault(),
         });
     }
-    let sleeper = node.new_sleeper()?;
+    let sleeper = node.new_sleeper(waiter)?;
     open_lane(node, &link, name, contract, sleeper)
 }
 

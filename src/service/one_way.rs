@@ -18,7 +18,7 @@ use crate::error::{ConnectError, ReceiveError, SendError};
 use crate::lane::{Bulk, Bytes, Held, Message, Outbox, To, View};
 use crate::link::node::Offer;
 use crate::message::ShmMessage;
-use crate::wait::Wait;
+use crate::wait::{Wait, Waiter};
 
 /// Receives what any number of senders send under one name, each sender's messages in order.
 ///
@@ -49,7 +49,7 @@ impl<T: ShmMessage> Receiver<T> {
     pub(crate) fn offer(bus: &Arc<BusShared>, name: &str) -> Result<Receiver<T>, ConnectError> {
         let node = bus.node();
         node.check_fork()?;
-        let port = HubPort::new(node, name, Contract::one_way::<T>())?;
+        let port = HubPort::new(node, name, Contract::one_way::<T>(), Waiter::Thread)?;
         let offer = node.offer(name, port.clone())?;
         let hub = Hub::new(port, node.config().wait);
         Ok(Receiver {
@@ -198,7 +198,8 @@ impl<T: ShmMessage> Sender<T> {
     ) -> Result<Sender<T>, ConnectError> {
         let node = bus.node();
         let contract = Contract::one_way::<T>();
-        let Connected { outbox, closer, .. } = connect(node, name, &contract, deadline)?;
+        let Connected { outbox, closer, .. } =
+            connect(node, name, &contract, Waiter::Thread, deadline)?;
         Ok(Sender {
             outbox,
             name: name.to_owned(),

@@ -17,8 +17,8 @@ use crate::link::{Answer, LaneId, Line, Link, lock};
 use crate::memory::layout::{DOORBELL_LANES, Doorbell, MOST_CELLS, SegmentRef};
 use crate::memory::shared::Shared;
 use crate::sync::{AtomicBool, Ordering};
-use crate::wait::Sleeper;
 use crate::wait::tasks::Due;
+use crate::wait::{Sleeper, Waiter};
 
 /// See the module.
 pub(crate) struct HubPort {
@@ -90,8 +90,9 @@ impl HubPort {
         node: &Node,
         name: &str,
         contract: Contract,
+        waiter: Waiter,
     ) -> Result<Arc<HubPort>, MemoryError> {
-        let sleeper = node.new_sleeper()?;
+        let sleeper = node.new_sleeper(waiter)?;
         Ok(Arc::new(HubPort {
             name: name.to_owned(),
             contract,

@@ -22,7 +22,7 @@ use crate::link::node::Offer;
 use crate::memory::layout::MOST_OPEN;
 use crate::message::{ShmMessage, ShmRequest};
 use crate::sys::clock;
-use crate::wait::Wait;
+use crate::wait::{Wait, Waiter};
 
 /// After so many requests that are not delivered, the clock is looked at.
 const TURN: usize = 1024;
@@ -43,7 +43,7 @@ impl<R: ShmRequest> Server<R> {
     pub(crate) fn offer(bus: &Arc<BusShared>) -> Result<Server<R>, ConnectError> {
         let node = bus.node();
         node.check_fork()?;
-        let port = HubPort::new(node, R::SERVICE, Contract::service::<R>())?;
+        let port = HubPort::new(node, R::SERVICE, Contract::service::<R>(), Waiter::Thread)?;
         let offer = node.offer(R::SERVICE, port.clone())?;
         let hub = Hub::new(port, node.config().wait);
         Ok(Server {

@@ -11,6 +11,7 @@ pub(crate) mod futex;
 pub(crate) mod lock;
 pub(crate) mod membarrier;
 pub(crate) mod memfd;
+pub(crate) mod numbers;
 pub(crate) mod poll;
 pub(crate) mod socket;
 

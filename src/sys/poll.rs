@@ -1,13 +1,23 @@
 //! `epoll(7)`, `poll(2)` and `eventfd(2)`: how the quiet thread waits.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
-/// A set of descriptors, each with a number that tells it from the others.
+/// A set of descriptors, each with a number that tells it from the others. Readable while one of them is
+/// ready.
 pub(crate) struct Epoll(OwnedFd);
 
+impl AsFd for Epoll {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl Epoll {
+    /// The most numbers that one [`wait`](Self::wait) gives.
+    pub(crate) const MOST: usize = 64;
+
     /// `epoll_create1`.
     pub(crate) fn new() -> io::Result<Epoll> {
         // SAFETY: takes flags only.
@@ -55,8 +65,7 @@ impl Epoll {
 
     /// `epoll_wait`: the numbers of those that are ready, for ever or until `timeout`.
     pub(crate) fn wait(&self, ready: &mut Vec<u64>, timeout: Option<Duration>) -> io::Result<()> {
-        const MOST: usize = 64;
-        let mut events = [libc::epoll_event { events: 0, u64: 0 }; MOST];
+        let mut events = [libc::epoll_event { events: 0, u64: 0 }; Self::MOST];
         // Rounded up: who is woken too early would ask again and again until the time has come.
         let millis = |t: Duration| t.as_micros().div_ceil(1000).min(1 << 30) as libc::c_int;
         let millis = timeout.map_or(-1, millis);
@@ -66,7 +75,7 @@ impl Epoll {
             libc::epoll_wait(
                 self.0.as_raw_fd(),
                 events.as_mut_ptr(),
-                MOST as libc::c_int,
+                Self::MOST as libc::c_int,
                 millis,
             )
         };
@@ -93,7 +102,6 @@ impl Event {
 
     /// The descriptor, readable while the event is set.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        use std::os::fd::AsFd;
         self.0.as_fd()
     }
 

@@ -8,7 +8,7 @@ use loom::cell::UnsafeCell;
 use loom::thread::{JoinHandle, spawn};
 
 use super::attend::{Attend, Rung, Seen};
-use super::{Post, Ringer, Sleeper};
+use super::{Post, Ringer, Sleeper, Waiter};
 use crate::memory::layout::{Bell, Cell, Doorbell, ReceiverBlock, SenderBlock};
 use crate::memory::ring::models::{Lane, read, receive, send};
 use crate::memory::ring::{Consumer, Producer};
@@ -26,6 +26,10 @@ impl Post for QuietThread {
         let sleeper = self.sleeper.clone();
         let message = spawn(move || sleeper.rouse());
         self.messages.lock().unwrap().push(message);
+    }
+
+    fn ring_tasks(&self, _: u32) {
+        unreachable!("a thread sleeps here");
     }
 }
 
@@ -52,7 +56,7 @@ impl Bed {
     }
 
     fn ringer(&self) -> Ringer {
-        Ringer::new(self.bell.clone(), 0, self.quiet.clone())
+        Ringer::new(self.bell.clone(), 0, Waiter::Thread, self.quiet.clone())
     }
 
     /// Waits for those who ring, and then for what they had the quiet thread do.

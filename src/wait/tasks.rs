@@ -1,12 +1,14 @@
 //! How a task waits, which no thread of its own could sleep for.
 //!
-//! A port of tasks keeps its bell odd for good: whoever is asked to ring it finds no sleeper in the
-//! kernel, and sends the control message `Ring`. The quiet thread takes that, and *drives* the port: has
-//! it look at everything, and wake the tasks that have something. So the port needs no thread, and the
-//! rest is as for a sleeper: ask, pass a barrier, look once more, and then wait.
+//! Whoever is asked to ring for a port of tasks says the number of its bell over a socket ([`rings`]).
+//! Who takes that *drives* the port: has it look at everything, and wake the tasks that have something.
+//! So the port needs no thread, and the rest is as for a sleeper: ask, pass a barrier, look once more, and
+//! then wait.
 //!
-//! The quiet thread holds no lock while it drives, and whoever has a port looked at from somewhere
-//! else leaves that to the quiet thread: a port may be driven while it is used.
+//! Whoever drives holds no lock, and whoever has a port looked at from somewhere else leaves that to the
+//! quiet thread: a port may be driven while it is used.
+//!
+//! [`rings`]: super::rings
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,6 +18,7 @@ use std::time::Instant;
 
 use crossbeam_queue::SegQueue;
 
+use super::rings::RingSet;
 use crate::sys::poll::Event;
 
 /// A port of tasks.
@@ -31,6 +34,8 @@ pub(crate) struct Due {
     timers: Mutex<Timers>,
     /// Wakes the quiet thread.
     pub(crate) event: Event,
+    /// Where peers ring.
+    pub(crate) rings: RingSet,
 }
 
 #[derive(Default)]
@@ -86,12 +91,20 @@ impl Drop for Timeout {
 }
 
 impl Due {
-    pub(crate) fn new() -> io::Result<Due> {
+    pub(crate) fn new(rings: RingSet) -> io::Result<Due> {
         Ok(Due {
             ports: SegQueue::new(),
             timers: Mutex::default(),
             event: Event::new()?,
+            rings,
         })
+    }
+
+    /// Has whoever drives learn that there is nothing to drive any more.
+    pub(crate) fn end(&self) {
+        self.event.set();
+        // Where the set takes no more, its driver waits for what never comes, and nobody for it.
+        let _ = self.rings.add(self.event.fd(), 0);
     }
 
     /// Has a port driven soon.

@@ -14,7 +14,7 @@ use super::super::shared::Shared;
 use super::{Consumer, HandBack, NoRoom, Polled, Producer, Record, Space};
 use crate::sync::{Ordering, explore};
 use crate::sys::fork::Origin;
-use crate::wait::{Post, Ringer};
+use crate::wait::{Post, Ringer, Waiter};
 
 /// The tag of a header that was never published.
 const FORGED: u16 = 0xbad;
@@ -22,6 +22,7 @@ const FORGED: u16 = 0xbad;
 struct Silent;
 impl Post for Silent {
     fn ring(&self, _: u32) {}
+    fn ring_tasks(&self, _: u32) {}
 }
 
 /// A lane on the heap, with both its ends.
@@ -63,7 +64,10 @@ impl Lane {
     /// A lane whose sender never sleeps.
     pub(crate) fn awake(usable: &[usize]) -> Lane {
         let bell = Shared::heap(Bell::new());
-        Lane::new(usable, Ringer::new(bell, 0, Arc::new(Silent)))
+        Lane::new(
+            usable,
+            Ringer::new(bell, 0, Waiter::Thread, Arc::new(Silent)),
+        )
     }
 
     /// Has the next record be the one with this sequence number.

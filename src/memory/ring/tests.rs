@@ -9,11 +9,12 @@ use super::{Consumer, HandBack, NoRoom, Polled, Producer, Record, Space};
 use crate::error::Fault;
 use crate::sync::Ordering;
 use crate::sys::fork::Origin;
-use crate::wait::{Post, Ringer};
+use crate::wait::{Post, Ringer, Waiter};
 
 struct Silent;
 impl Post for Silent {
     fn ring(&self, _: u32) {}
+    fn ring_tasks(&self, _: u32) {}
 }
 
 fn cells(count: usize) -> Shared<[Cell]> {
@@ -27,7 +28,7 @@ fn back(receiver: &Shared<ReceiverBlock>) -> HandBack {
     HandBack::new(
         receiver.clone(),
         sender,
-        Ringer::new(bell, 0, Arc::new(Silent)),
+        Ringer::new(bell, 0, Waiter::Thread, Arc::new(Silent)),
         origin,
         Box::new(()),
     )

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 
+use crate::wait::tasks::Due;
+
 /// Wakes a thread that waits for a future.
 struct Unpark(Thread);
 
@@ -14,15 +16,18 @@ impl Wake for Unpark {
     }
 }
 
-/// Waits for a future on this thread.
-pub(super) fn block_on<F: Future>(future: F) -> F::Output {
+/// Waits for a future of a port on this thread.
+pub(super) fn block_on<F: Future>(due: &Due, future: F) -> F::Output {
     let mut future = std::pin::pin!(future);
     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
     let mut cx = Context::from_waker(&waker);
     loop {
         match future.as_mut().poll(&mut cx) {
             Poll::Ready(output) => return output,
-            Poll::Pending => std::thread::park(),
+            Poll::Pending => {
+                let _asleep = due.rings.fall_asleep();
+                std::thread::park();
+            }
         }
     }
 }

@@ -321,7 +321,7 @@ impl<R: ShmRequest> Sending<'_, R> {
     ///
     /// As [`AsyncCall::send`].
     pub fn wait(self) -> Result<(), SendError> {
-        block_on(self)
+        block_on(self.call.core.port.due(), self)
     }
 }
 

@@ -20,8 +20,8 @@ use crate::service::connect::{Connected, connect};
 use crate::service::contract::Contract;
 use crate::service::failure::{unanswered, unreadable};
 use crate::service::scope;
-use crate::wait::Wait;
 use crate::wait::tasks::Timeout;
+use crate::wait::{Wait, Waiter};
 
 /// After so many items that nobody asked for, others have their turn.
 const TURN: usize = 1024;
@@ -170,7 +170,13 @@ fn open_strand<R: ShmRequest>(
     deadline: Option<Instant>,
 ) -> Result<Arc<Strand>, ConnectError> {
     let node = bus.node();
-    let connected = connect(node, R::SERVICE, &Contract::service::<R>(), deadline)?;
+    let connected = connect(
+        node,
+        R::SERVICE,
+        &Contract::service::<R>(),
+        Waiter::Tasks,
+        deadline,
+    )?;
     let Connected {
         outbox,
         inbox,
@@ -363,7 +369,8 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
     ///
     /// As [`Client::call`](crate::Client::call).
     pub fn wait(self) -> Result<Kept<R::Reply>, CallError<R::Error>> {
-        block_on(self)
+        let due = self.client.inner.bus.node().due().clone();
+        block_on(&due, self)
     }
 }
 

@@ -29,8 +29,8 @@ use crate::service::hub::Hub;
 use crate::service::port::HubPort;
 use crate::service::server::admit;
 use crate::sys::fork::Origin;
-use crate::wait::Wait;
 use crate::wait::tasks::Drive;
+use crate::wait::{Wait, Waiter};
 
 /// How often a task looks for itself, before it leaves that to the quiet thread.
 const LOOKS: usize = 500;
@@ -102,7 +102,7 @@ impl<R: ShmRequest> AsyncServer<R> {
     pub(crate) fn offer(bus: &Arc<BusShared>) -> Result<Self, ConnectError> {
         let node = bus.node();
         node.check_fork()?;
-        let port = HubPort::new(node, R::SERVICE, Contract::service::<R>())?;
+        let port = HubPort::new(node, R::SERVICE, Contract::service::<R>(), Waiter::Tasks)?;
         let wait = node.config().wait;
         let state = State {
             hub: Hub::new(port.clone(), wait),
@@ -307,7 +307,7 @@ impl<R: ShmRequest> Next<'_, R> {
     ///
     /// [`ReceiveError::Forked`].
     pub fn wait(self) -> Result<Option<AsyncCall<R>>, ReceiveError> {
-        block_on(self)
+        block_on(self.0.core.port.due(), self)
     }
 }
 
