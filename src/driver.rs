@@ -1,4 +1,7 @@
 //! Tasks that are woken by the loop of their own program.
+//!
+//! Unsafe code is needed to hand tokio a descriptor.
+#![cfg_attr(feature = "tokio", allow(unsafe_code))]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Arc, Weak};
@@ -8,54 +11,43 @@ use crate::wait::tasks::Due;
 
 /// Wakes the tasks of a bus from the loop that runs them, rather than from another thread.
 ///
-/// A task that waits for a message is woken by a thread of the bus, unless there is a driver: then this
-/// descriptor becomes readable, and [`dispatch`](Self::dispatch) wakes the tasks. That saves a switch
-/// between threads, which is most of the time that waking takes; and it is how a loop without
-/// tasks, of mio, calloop or glib, learns that there is something for it. Messages between threads
-/// do not need it: a [`Client`](crate::Client) or a [`Server`](crate::Server) has a thread that sleeps.
+/// A task that waits for a message is woken by a thread of the bus, unless there is a driver. Then this
+/// descriptor becomes readable, and [`dispatch`](Self::dispatch) wakes the task: that saves a switch
+/// between threads, and so most of what the bus adds to waking. It is also how a loop without tasks, of mio
+/// or `poll`, has messages among its other descriptors: it polls what it waits for, such as
+/// [`AsyncServer::next`](crate::AsyncServer::next), with a waker of its own.
 ///
-/// As long as there is a driver, it must be dispatched. What can not wait for it does not: a thread
-/// that sleeps in [`Pending::wait`](crate::Pending::wait) is woken all the same, deadlines hold, and links
-/// are kept.
+/// As long as there is a driver, it has to be dispatched. Some things do not wait for it: threads are woken
+/// all the same, also in [`Pending::wait`](crate::Pending::wait) and its like; deadlines hold, and a
+/// bus that is closed or a peer that dies is told of. A port without tasks, such as a
+/// [`Client`](crate::Client) or a [`Server`](crate::Server), does not know it.
 ///
 /// # Examples
 ///
-/// On tokio; with smol it is `Async::new(driver)`, and without tasks a `poll` of the descriptor:
+/// On smol. On tokio, with the feature `tokio`, it is `tokio::spawn(bus.driver().run_on_tokio())`.
 ///
 /// ```
 /// # use shmbus::{Bus, Driver, ShmMessage};
-/// # use tokio::io::unix::AsyncFd;
 /// # #[derive(ShmMessage)]
 /// # #[shm(service = "double", reply = Doubled)]
 /// # struct Double { number: u32 }
 /// # #[derive(ShmMessage)]
 /// # struct Doubled { number: u32 }
 /// async fn drive(driver: Driver) -> std::io::Result<()> {
-///     let driver = AsyncFd::new(driver)?;
+///     let driver = smol::Async::new(driver)?;
 ///     while driver.get_ref().dispatch() {
-///         driver.readable().await?.clear_ready();
+///         driver.readable().await?;
 ///     }
 ///     Ok(())
 /// }
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-/// # runtime.block_on(async {
 /// # let bus = Bus::open("doc-driver")?;
-/// tokio::spawn(drive(bus.driver()));
-/// # let server = bus.async_server::<Double>()?;
+/// # let serving = bus.serve::<Double, _>(1, |call| Ok(Doubled { number: call.number.to_native() * 2 }))?;
 /// # let client = bus.async_client::<Double>()?;
-/// # let calling = async {
-/// #     let eight = client.call(&Double { number: 4 }).await.map(|reply| reply.number.to_native());
-/// #     server.stop();
-/// #     eight
-/// # };
-/// # let serving = server.run(|task| drop(tokio::spawn(task)), |call| async move {
-/// #     Ok(Doubled { number: call.number.to_native() * 2 })
-/// # });
-/// # let (ended, eight) = tokio::join!(serving, calling);
-/// # ended?;
-/// # assert_eq!(eight?, 8);
+/// smol::spawn(drive(bus.driver())).detach();
+/// # smol::block_on(async {
+/// assert_eq!(client.call(&Double { number: 4 }).await?.number, 8);
 /// # Ok(()) })
 /// # }
 /// ```
@@ -80,6 +72,29 @@ impl Driver {
     pub fn dispatch(&self) -> bool {
         let node = self.node.upgrade();
         node.is_some_and(|node| node.take_rings())
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl Driver {
+    /// Dispatches on tokio, until the bus is gone.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system, when it refuses to watch one more descriptor.
+    ///
+    /// # Panics
+    ///
+    /// Where there is no runtime, or one whose I/O is not enabled.
+    pub async fn run_on_tokio(self) -> std::io::Result<()> {
+        use tokio::io::unix::AsyncFd;
+        // SAFETY: there is one descriptor, that of the set, which is open as long as `due` is held.
+        let driver = unsafe { AsyncFd::register(self) }?;
+        // Cleared before the look: what comes behind that is found by the next one.
+        while driver.get_ref().dispatch() {
+            driver.readable().await?.clear_ready();
+        }
+        Ok(())
     }
 }
 

@@ -19,6 +19,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod drive;
 mod event;
 mod stream;
 mod tasks;

@@ -8,6 +8,7 @@ use crate::common::messages::{Small, Sum};
 use crate::common::pages;
 use crate::common::report::Figures;
 use crate::common::{Histogram, Peer, Run, histogram, quantiles};
+use crate::drive::drive;
 use crate::{START, all_came};
 
 /// Bytes of a large request: 40 MiB.
@@ -24,7 +25,7 @@ struct Upload {
 }
 
 fn runtime() -> Result<Runtime> {
-    Ok(Builder::new_current_thread().build()?)
+    Ok(Builder::new_current_thread().enable_io().build()?)
 }
 
 fn config(run: &Run) -> Config {
@@ -44,6 +45,7 @@ pub fn small(run: &Run) -> Result<Figures> {
     let mut times = histogram()?;
     let mut request = Small::new();
     runtime()?.block_on(async {
+        let _driving = tokio::spawn(drive(bus.driver()));
         for id in 1..=run.total() {
             request.number(id);
             let start = run.clock.now();
@@ -68,6 +70,7 @@ pub fn small_child(run: &Run) -> Result<()> {
     let mut reply = Small::new();
     let mut id = 0;
     runtime()?.block_on(async {
+        let _driving = tokio::spawn(drive(bus.driver()));
         while let Some(call) = server.next().await? {
             id += 1;
             ensure!(call.carries(id), "request {id} came changed");

@@ -174,7 +174,7 @@ impl Node {
             }
         }
         self.end_links();
-        self.due.end();
+        self.due.rings.end();
         let listens = lock(&self.listener).take().is_some();
         if let Reach::Name { place, socket, .. } = &self.reach {
             place.leave(listens.then_some(socket.as_str()));
@@ -524,8 +524,6 @@ impl Node {
                 other => other.is_some(),
             });
         }
-        // It may be this thread that dropped the bus, and then cleared what tells drivers of that.
-        self.due.event.set();
     }
 
     fn welcome(self: &Arc<Self>, strangers: &mut Vec<(u64, Instant)>) {
@@ -559,10 +557,9 @@ impl Drive for Node {
     fn drive(&self) -> bool {
         let (mut links, mut bells) = (Vec::new(), Vec::new());
         for _ in 0..RING_TURNS {
-            if self.due.rings.ready(&mut links).is_err() {
+            let Ok(mut more) = self.due.rings.ready(&mut links) else {
                 return false;
-            }
-            let mut more = links.len() == Epoll::MOST;
+            };
             for link in links.iter().filter_map(|&token| self.link(token)) {
                 more |= link.take_rings(&self.due.rings, &mut bells);
             }

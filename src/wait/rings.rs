@@ -17,11 +17,14 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::sys::fork::{Mine, Origin};
-use crate::sys::poll::Epoll;
+use crate::sys::poll::{Epoll, Event};
+
+/// The number of the event in the set, which is no link's.
+const ENDED: u64 = 0;
 
 /// The set of the sockets of all links, and who looks at it.
 pub(crate) struct RingSet {
@@ -29,6 +32,8 @@ pub(crate) struct RingSet {
     /// What the quiet thread waits on, and the number of the set there.
     quiet: (Arc<Epoll>, u64),
     watchers: Mutex<Watchers>,
+    /// Set once nothing is rung for any more, so that whoever waits for the set learns of it.
+    ended: Event,
     origin: Origin,
 }
 
@@ -48,9 +53,12 @@ impl Watchers {
 impl RingSet {
     pub(crate) fn new(quiet: Arc<Epoll>, token: u64, origin: Origin) -> io::Result<RingSet> {
         let set = Mine::new(Epoll::new()?);
+        let ended = Event::new()?;
+        set.add(ended.fd(), ENDED)?;
         quiet.add(set.as_fd(), token)?;
         Ok(RingSet {
             set,
+            ended,
             quiet: (quiet, token),
             watchers: Mutex::default(),
             origin,
@@ -72,9 +80,19 @@ impl RingSet {
         self.set.remove(fd);
     }
 
-    /// The links that have rings.
-    pub(crate) fn ready(&self, links: &mut Vec<u64>) -> io::Result<()> {
-        self.set.wait(links, Some(Duration::ZERO))
+    /// The links that have rings; true where there may be more.
+    pub(crate) fn ready(&self, links: &mut Vec<u64>) -> io::Result<bool> {
+        self.set.wait(links, Some(Duration::ZERO))?;
+        Ok(links.len() == Epoll::MOST)
+    }
+
+    /// Nothing is rung for any more: the set stays ready for good.
+    pub(crate) fn end(&self) {
+        self.ended.set();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Watchers> {
+        self.watchers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Somebody else than the quiet thread takes rings from now on.
@@ -97,7 +115,7 @@ impl RingSet {
         if self.origin.is_forked() {
             return;
         }
-        let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watchers = self.lock();
         let before = watchers.has_quiet();
         change(&mut watchers);
         let looks = watchers.has_quiet();

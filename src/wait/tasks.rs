@@ -100,13 +100,6 @@ impl Due {
         })
     }
 
-    /// Has whoever drives learn that there is nothing to drive any more.
-    pub(crate) fn end(&self) {
-        self.event.set();
-        // Where the set takes no more, its driver waits for what never comes, and nobody for it.
-        let _ = self.rings.add(self.event.fd(), 0);
-    }
-
     /// Has a port driven soon.
     pub(crate) fn push(&self, port: Weak<dyn Drive>) {
         self.ports.push(port);

@@ -52,3 +52,41 @@ fn items_are_a_stream() {
     });
     drop(serving);
 }
+
+#[test]
+fn tokio_drives() {
+    let _together = together();
+    let _watch = Watchdog::start("tokio drives");
+    let name = name("driven-by-tokio");
+    let (here, there) = (open(&name), open(&name));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .expect("the runtime starts");
+    let ended = runtime.block_on(async {
+        let drivers = [&here, &there].map(|bus| tokio::spawn(bus.driver().run_on_tokio()));
+        let server = here.async_server::<Count>().expect("nobody else serves");
+        let client = there.async_client::<Count>().expect("a server is there");
+        let serving = server.run(
+            |task| drop(tokio::spawn(task)),
+            |call| async move {
+                let value = call.to.to_native();
+                Ok(Sum { value })
+            },
+        );
+        let calling = async {
+            for to in 0..1_000 {
+                let sum = client.call(&Count { to }).await.expect("it answers");
+                assert_eq!(sum.value, to);
+            }
+            server.stop();
+        };
+        tokio::join!(serving, calling).0.expect("not forked");
+        drop((server, client, here, there));
+        for driver in drivers {
+            driver.await.expect("it does not panic")?;
+        }
+        std::io::Result::Ok(())
+    });
+    ended.expect("descriptors can be watched");
+}

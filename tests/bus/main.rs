@@ -4,6 +4,7 @@ mod absent;
 mod conversation;
 mod deadlines;
 mod dialogue;
+mod driver;
 mod faults;
 #[cfg(feature = "futures")]
 mod features;

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use shmbus::{
-    AsyncCall, AsyncClient, AsyncServer, Bus, CallError, Config, Kept, Pending, SendError,
+    AsyncCall, AsyncClient, AsyncServer, Bus, CallError, Config, Driver, Kept, Pending, SendError,
     ShmMessage, Wait,
 };
 
@@ -84,12 +84,33 @@ type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 struct Executor {
     name: &'static str,
     run: fn(Vec<Task>),
+    /// Whether it also wakes what waits for messages; else a thread of the bus does.
+    drives: bool,
 }
 
-const EXECUTORS: [Executor; 4] = [
+impl Executor {
+    fn drive(&self, buses: [&Bus; 2]) {
+        if self.drives {
+            for bus in buses {
+                smol::spawn(drive(bus.driver())).detach();
+            }
+        }
+    }
+}
+
+/// Wakes the tasks of a bus until it is gone.
+async fn drive(driver: Driver) {
+    let driver = smol::Async::new(driver).expect("it can be polled");
+    while driver.get_ref().dispatch() {
+        driver.readable().await.expect("it can be polled");
+    }
+}
+
+const EXECUTORS: [Executor; 5] = [
     Executor {
         name: "tokio",
         run: |tasks| on_tokio(&tokio::runtime::Builder::new_multi_thread().build(), tasks),
+        drives: false,
     },
     Executor {
         name: "tokio-current-thread",
@@ -99,17 +120,17 @@ const EXECUTORS: [Executor; 4] = [
                 tasks,
             )
         },
+        drives: false,
     },
     Executor {
         name: "smol",
-        run: |tasks| {
-            let running: Vec<_> = tasks.into_iter().map(smol::spawn).collect();
-            smol::block_on(async {
-                for task in running {
-                    task.await;
-                }
-            });
-        },
+        run: on_smol,
+        drives: false,
+    },
+    Executor {
+        name: "smol-driven",
+        run: on_smol,
+        drives: true,
     },
     Executor {
         name: "pollster",
@@ -120,8 +141,18 @@ const EXECUTORS: [Executor; 4] = [
                 }
             });
         },
+        drives: false,
     },
 ];
+
+fn on_smol(tasks: Vec<Task>) {
+    let running: Vec<_> = tasks.into_iter().map(smol::spawn).collect();
+    smol::block_on(async {
+        for task in running {
+            task.await;
+        }
+    });
+}
 
 fn on_tokio(runtime: &std::io::Result<tokio::runtime::Runtime>, tasks: Vec<Task>) {
     let runtime = runtime.as_ref().expect("the runtime starts");
@@ -149,23 +180,23 @@ impl Drop for Said {
 /// Runs the same on each executor and with each way of waiting.
 fn everywhere(test: &str, tasks: usize, task: fn(AsyncClient<Add>, u64) -> Task) {
     let _together = together();
-    for Executor {
-        name: executor,
-        run,
-    } in EXECUTORS
-    {
+    for executor in EXECUTORS {
+        let Executor {
+            name: shown, run, ..
+        } = executor;
         for wait in [Wait::Adaptive, Wait::Park, Wait::Spin] {
-            eprintln!("{executor}, {wait:?}");
+            eprintln!("{shown}, {wait:?}");
             let config = Config {
                 wait,
                 ..Config::default()
             };
-            let name = name(&format!("{test}-{executor}-{wait:?}"));
+            let name = name(&format!("{test}-{shown}-{wait:?}"));
             let serving = config.open(&name).expect("the bus opens");
             let calling = config.open(&name).expect("the bus opens");
             let thread = serve(&serving);
             let _said = Said([serving.clone(), calling.clone()]);
             let client = calling.async_client::<Add>().expect("a server is there");
+            executor.drive([&serving, &calling]);
             run((0..tasks as u64)
                 .map(|number| task(client.clone(), number))
                 .collect());
@@ -308,23 +339,23 @@ fn everywhere_served(
     call: fn(AsyncClient<Add>, Bus) -> Vec<Task>,
 ) {
     let _together = together();
-    for Executor {
-        name: executor,
-        run,
-    } in EXECUTORS
-    {
+    for executor in EXECUTORS {
+        let Executor {
+            name: shown, run, ..
+        } = executor;
         for &wait in waits {
-            eprintln!("{executor}, {wait:?}");
+            eprintln!("{shown}, {wait:?}");
             let config = Config {
                 wait,
                 ..Config::default()
             };
-            let name = name(&format!("{test}-{executor}-{wait:?}"));
+            let name = name(&format!("{test}-{shown}-{wait:?}"));
             let serving = config.open(&name).expect("the bus opens");
             let calling = config.open(&name).expect("the bus opens");
             let server = serving.async_server::<Add>().expect("nobody else serves");
             let client = calling.async_client::<Add>().expect("a server is there");
             let mut tasks = serve(Arc::new(server));
+            executor.drive([&serving, &calling]);
             tasks.extend(call(client, serving));
             run(tasks);
         }
