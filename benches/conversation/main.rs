@@ -9,8 +9,9 @@
 //! | `time-to-first-item` | from before `stream` until the first item was read | `small` |
 //! | `one-way` | 1,000 messages of one cache line, one way, divided by 1,000 | |
 //! | `items` | 1,000 such items of a stream, divided by 1,000 | `one-way` |
-//! | `async-small` | a call of a task and its reply from a task, each on tokio's current thread | `small` spinning; `raw-eventfd` |
+//! | `async-small` | a call of a task and its reply from a task, each on tokio's current thread, which also wakes them | `small` spinning; `raw-eventfd`, `tokio-eventfd` |
 //! | `raw-eventfd` | an eventfd there and one back: the limit of those that sleep | |
+//! | `tokio-eventfd` | the same, each side a task on tokio's current thread | `raw-eventfd` |
 //! | `cancel-to-seen` | from before a stream is dropped until `is_cancelled` says so on the other side | `small`, halved |
 //! | `small-behind-40MiB` | a call right after another was made that carries 40 MiB | `small` asleep |
 //! | `upload-40MiB` | making that other call: 40 MiB are copied into shared memory | |
@@ -77,6 +78,13 @@ fn main() -> ExitCode {
     ];
     let park = [
         case("raw-eventfd", 5_000, 8, event::parent, event::child),
+        case(
+            "tokio-eventfd",
+            5_000,
+            8,
+            event::task_parent,
+            event::task_child,
+        ),
         case("small", 5_000, SMALL_BYTES, small, small_child),
         case(
             "async-small",

@@ -24,7 +24,8 @@ struct Upload {
     content: Vec<u8>,
 }
 
-fn runtime() -> Result<Runtime> {
+/// One thread, which also watches descriptors.
+pub fn runtime() -> Result<Runtime> {
     Ok(Builder::new_current_thread().enable_io().build()?)
 }
 
