@@ -95,6 +95,9 @@ pub(crate) fn offer_end(
         // A link that cannot be told anything is given up; whoever waits on it learns that.
         let _ = link.announce(block.segment());
     }
+    if end.tasks {
+        let _ = link.announce_bell(node, sleeper);
+    }
     Ok(Offered { near, estate, end })
 }
 

@@ -62,8 +62,13 @@ impl Link {
         read
     }
 
-    fn handle(&self, node: &Arc<Node>, control: Control, fds: Vec<OwnedFd>) -> Result<(), Fault> {
-        let carries = matches!(control, Control::Segment { .. } | Control::Hello { .. });
+    fn handle(
+        &self,
+        node: &Arc<Node>,
+        control: Control,
+        mut fds: Vec<OwnedFd>,
+    ) -> Result<(), Fault> {
+        let carries = matches!(control, Control::Segment { .. } | Control::Bell { .. });
         if fds.len() != usize::from(carries) {
             let what = "without, or with too many, descriptors";
             return Err(Fault::Control { what });
@@ -75,8 +80,9 @@ impl Link {
         }
         let id = |ours, number| LaneId { ours, number };
         match control {
-            Control::Hello { layout, barrier } => self.greeted(layout, barrier, fds)?,
+            Control::Hello { layout, barrier } => self.greeted(layout, barrier)?,
             Control::Segment { id, len } => self.mapped.add(id, len, &fds[0])?,
+            Control::Bell { bell } => self.rings.take(bell, fds.swap_remove(0))?,
             Control::Retired { id } => self.mapped.remove(id)?,
             Control::Open {
                 lane,
@@ -105,14 +111,12 @@ impl Link {
         Ok(())
     }
 
-    fn greeted(&self, layout: u32, barrier: bool, rings: Vec<OwnedFd>) -> Result<(), Fault> {
+    fn greeted(&self, layout: u32, barrier: bool) -> Result<(), Fault> {
         if layout != LAYOUT_VERSION {
             return Err(Fault::Control {
                 what: "of another layout of shared memory",
             });
         }
-        // Before the rest: whoever learns of the hello may ring.
-        rings.into_iter().for_each(|fd| self.rings.greeted(fd));
         let both = barrier && crate::sys::membarrier::register();
         let _held = self.state();
         self.asymmetric.set(both).map_err(|_| Fault::Control {

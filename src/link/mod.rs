@@ -50,8 +50,7 @@ use crate::sync::{AtomicBool, Ordering};
 use crate::sys::fork::{Mine, Origin};
 use crate::sys::poll::{self, Epoll};
 use crate::sys::socket::{Credentials, Socket};
-use crate::wait::Post;
-use crate::wait::rings::RingSet;
+use crate::wait::{Post, Sleeper};
 pub(crate) use doors::DoorBit;
 use doors::Doors;
 use incoming::Read;
@@ -229,16 +228,11 @@ impl Link {
 
     /// Says hello; the answer is awaited with [`wait_hello`](Self::wait_hello).
     pub(crate) fn hello(&self) -> io::Result<()> {
-        let Some(node) = self.node.upgrade() else {
-            return Ok(());
-        };
-        let rings = self.rings.listen(&node.due().rings, self.token)?;
-        let hello = Control::Hello {
+        let barrier = crate::sys::membarrier::register();
+        self.say(&Control::Hello {
             layout: LAYOUT_VERSION,
-            barrier: crate::sys::membarrier::register(),
-        };
-        let posted = self.post(&hello, Some(Arc::new(rings)));
-        posted.map_err(|unsent| self.unsaid(unsent))
+            barrier,
+        })
     }
 
     /// Waits until the peer has said hello.
@@ -271,6 +265,15 @@ impl Link {
             announced.insert(segment.id());
         }
         drop(announced);
+        posted.map_err(|unsent| self.unsaid(unsent))
+    }
+
+    /// Has the peer ring for the tasks that wait here, unless it was told how before.
+    pub(crate) fn announce_bell(&self, node: &Node, port: &Arc<Sleeper>) -> io::Result<()> {
+        let Some(chime) = self.rings.offer(&node.due().rings, port) else {
+            return Ok(());
+        };
+        let posted = self.post(&Control::Bell { bell: port.id() }, Some(chime));
         posted.map_err(|unsent| self.unsaid(unsent))
     }
 
@@ -324,11 +327,6 @@ impl Link {
         } else if poll::is_ended(self.socket.as_fd()) {
             self.free();
         }
-    }
-
-    /// Takes rings that have come; true where there may be more.
-    pub(crate) fn take_rings(&self, all: &RingSet, bells: &mut Vec<u32>) -> bool {
-        self.rings.take(all, bells)
     }
 
     /// A number for a lane that we open, on which we send; its answer is then awaited.
@@ -472,7 +470,7 @@ impl Link {
             self.watch(&outgoing);
         }
         if let Some(node) = self.node.upgrade() {
-            self.rings.close(&node.due().rings);
+            self.rings.end(&node.due().rings);
             node.ended(self);
         }
         self.let_go_if_idle();

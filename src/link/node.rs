@@ -555,17 +555,12 @@ impl Node {
 impl Drive for Node {
     /// Drives the ports whose tasks peers rang for.
     fn drive(&self) -> bool {
-        let (mut links, mut bells) = (Vec::new(), Vec::new());
+        let mut bells = Vec::new();
         for _ in 0..RING_TURNS {
-            let Ok(mut more) = self.due.rings.ready(&mut links) else {
+            let Ok(more) = self.due.rings.ready(&mut bells) else {
                 return false;
             };
-            for link in links.iter().filter_map(|&token| self.link(token)) {
-                more |= link.take_rings(&self.due.rings, &mut bells);
-            }
-            bells.sort_unstable();
-            bells.dedup();
-            let sleepers = bells.drain(..).filter_map(|bell| self.sleeper(bell));
+            let sleepers = bells.iter().filter_map(|&bell| self.sleeper(bell));
             sleepers.for_each(|sleeper| sleeper.drive());
             if !more {
                 return false;

@@ -1,58 +1,77 @@
-//! The sockets on which the two sides of a link ring for ports of tasks: see [`RingSet`].
+//! How the two sides of a link ring for tasks of each other: see [`RingSet`].
 
-use std::io;
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
+use super::lock;
+use super::outgoing::Descriptor;
+use crate::error::Fault;
+use crate::sys::chime::Chime;
 use crate::sys::fork::Mine;
-use crate::sys::numbers;
+use crate::wait::Sleeper;
 use crate::wait::rings::RingSet;
 
-/// The sockets of one link, from its hello on.
+/// The most bells for tasks that one peer has: each takes a descriptor.
+const MOST: usize = 1024;
+
+/// The chimes of one link, by the numbers of their bells.
 #[derive(Default)]
 pub(super) struct Rings {
-    ours: OnceLock<Mine<OwnedFd>>,
-    theirs: OnceLock<Mine<OwnedFd>>,
+    ours: Mutex<HashMap<u32, Ours>>,
+    theirs: RwLock<HashMap<u32, Mine<Chime>>>,
+}
+
+/// A chime that the peer has, for as long as the port that waits for it is there, and some more.
+struct Ours {
+    port: Weak<Sleeper>,
+    chime: Arc<Mine<Chime>>,
 }
 
 impl Rings {
-    /// Listens to rings of the peer, which is to have what this returns.
-    pub(super) fn listen(&self, all: &RingSet, link: u64) -> io::Result<OwnedFd> {
-        let (take, put) = numbers::pair()?;
-        let ours = self.ours.get_or_init(|| Mine::new(take));
-        all.add(ours.as_fd(), link)?;
-        Ok(put)
-    }
-
-    /// Listens no more.
-    pub(super) fn close(&self, all: &RingSet) {
-        if let Some(ours) = self.ours.get() {
-            all.remove(ours.as_fd());
+    /// A chime for the tasks that wait here, where the peer has none yet; none, too, where there are no more
+    /// descriptors: it is then rung by control messages.
+    pub(super) fn offer(&self, all: &RingSet, port: &Arc<Sleeper>) -> Option<Descriptor> {
+        let mut ours = lock(&self.ours);
+        let known = ours.get(&port.id());
+        if known.is_some_and(|known| known.port.as_ptr() == Arc::as_ptr(port)) {
+            return None;
         }
-    }
-
-    /// The peer's bells are rung by this from now on.
-    pub(super) fn greeted(&self, theirs: OwnedFd) {
-        let _ = self.theirs.set(Mine::new(theirs));
-    }
-
-    /// Rings a bell of the peer's; false where that has to be said otherwise.
-    pub(super) fn ring(&self, bell: u32) -> bool {
-        let theirs = self.theirs.get();
-        theirs.is_some_and(|theirs| numbers::put(theirs.as_fd(), bell))
-    }
-
-    /// Takes rings of the peer's; true where there may be more.
-    pub(super) fn take(&self, all: &RingSet, bells: &mut Vec<u32>) -> bool {
-        let Some(ours) = self.ours.get() else {
-            return false;
+        let chime = Arc::new(Mine::new(Chime::new().ok()?));
+        all.add(chime.as_fd(), port.id()).ok()?;
+        let new = Ours {
+            port: Arc::downgrade(port),
+            chime: chime.clone(),
         };
-        match numbers::take(ours.as_fd(), bells) {
-            Some(came) => came == numbers::MOST,
-            None => {
-                self.close(all);
-                false
-            }
+        if let Some(old) = ours.insert(port.id(), new) {
+            all.remove(old.chime.as_fd());
         }
+        Some(chime)
+    }
+
+    /// Nobody is rung for any more.
+    pub(super) fn end(&self, all: &RingSet) {
+        for ours in lock(&self.ours).values() {
+            all.remove(ours.chime.as_fd());
+        }
+    }
+
+    /// Takes a chime of the peer's.
+    pub(super) fn take(&self, bell: u32, chime: OwnedFd) -> Result<(), Fault> {
+        let mut theirs = self.theirs.write().unwrap_or_else(PoisonError::into_inner);
+        if theirs.len() >= MOST && !theirs.contains_key(&bell) {
+            let what = "one of too many bells";
+            return Err(Fault::Control { what });
+        }
+        let what = "a bell that is no eventfd";
+        let chime = Chime::of_peer(chime).ok_or(Fault::Control { what })?;
+        theirs.insert(bell, Mine::new(chime));
+        Ok(())
+    }
+
+    /// Rings for tasks of the peer's; false where that has to be said otherwise.
+    pub(super) fn ring(&self, bell: u32) -> bool {
+        let theirs = self.theirs.read().unwrap_or_else(PoisonError::into_inner);
+        theirs.get(&bell).is_some_and(|chime| chime.ring())
     }
 }

@@ -65,7 +65,7 @@ pub(crate) struct End {
     pub(crate) receives: Option<Where>,
     /// The bell at which this side waits, and its number.
     pub(crate) bell: (Where, u32),
-    /// Whether it is tasks that wait there, for whom the number goes over the socket for rings.
+    /// Whether it is tasks that wait there, who are rung by the descriptor of its `Bell`.
     pub(crate) tasks: bool,
     /// The doorbell by which this side says that its lane has something, the lane's bit,
     /// and how that bit stands now.
@@ -98,10 +98,12 @@ pub(crate) enum Refusal {
 /// One control message.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Control {
-    /// First of all, from both sides; the socket for rings of tasks comes with it.
+    /// First of all, from both sides.
     Hello { layout: u32, barrier: bool },
     /// A segment of the sender's arena; its descriptor comes with the message.
     Segment { id: u64, len: u64 },
+    /// A bell of the sender's at which tasks wait; the eventfd to ring comes with the message.
+    Bell { bell: u32 },
     /// A segment that is used no more.
     Retired { id: u64 },
     /// Asks for the port of this name.

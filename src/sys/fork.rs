@@ -10,7 +10,7 @@
 //! harmless in their place, so that the numbers stay taken until their owners drop them.
 
 use std::ops::Deref;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
 
@@ -113,6 +113,12 @@ impl<F: AsFd> Deref for Mine<F> {
 
     fn deref(&self) -> &F {
         &self.inner
+    }
+}
+
+impl<F: AsFd> AsFd for Mine<F> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inner.as_fd()
     }
 }
 

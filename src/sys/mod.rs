@@ -4,6 +4,7 @@
 //! owned descriptors and plain values, so that nothing above has to.
 #![allow(unsafe_code)]
 
+pub(crate) mod chime;
 pub(crate) mod clock;
 pub(crate) mod fork;
 #[cfg_attr(loom, path = "futex_model.rs")]
@@ -11,7 +12,6 @@ pub(crate) mod futex;
 pub(crate) mod lock;
 pub(crate) mod membarrier;
 pub(crate) mod memfd;
-pub(crate) mod numbers;
 pub(crate) mod poll;
 pub(crate) mod socket;
 

@@ -28,8 +28,17 @@ impl Epoll {
 
     /// `epoll_ctl(EPOLL_CTL_ADD)` for reading.
     pub(crate) fn add(&self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        self.add_for(fd, token, libc::EPOLLIN)
+    }
+
+    /// As [`add`](Self::add), to be told once of each time that the descriptor is woken.
+    pub(crate) fn add_edges(&self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        self.add_for(fd, token, libc::EPOLLIN | libc::EPOLLET)
+    }
+
+    fn add_for(&self, fd: BorrowedFd<'_>, token: u64, events: libc::c_int) -> io::Result<()> {
         let mut event = libc::epoll_event {
-            events: libc::EPOLLIN as u32,
+            events: events as u32,
             u64: token,
         };
         let (set, fd) = (self.0.as_raw_fd(), fd.as_raw_fd());

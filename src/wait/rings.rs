@@ -1,19 +1,19 @@
 //! Rings for ports of tasks, which have no thread that the kernel could wake.
 //!
-//! Each side of a link has a socket on which the other says numbers of bells. Whoever takes such a number,
-//! whatever it is, has that port look at everything: so garbage, too much, or an end of the socket
-//! costs time and nothing else, and only this peer's rings. What the socket does not take goes as a
-//! control message.
+//! For each port of tasks, each peer has a [`Chime`](crate::sys::chime) to ring: the port then looks at
+//! everything. So a peer that rings without end costs time, and one that does not ring, or spoils its
+//! chime, harms only what it sends itself.
 //!
-//! The numbers are taken by the quiet thread, or by whoever has a [`Driver`](crate::Driver): it finds
-//! them in the same set of descriptors, and the quiet thread leaves the set alone. While a thread
+//! The chimes are in one set of descriptors, at which the quiet thread looks, or whoever has a
+//! [`Driver`](crate::Driver): then the quiet thread leaves the set alone. While a thread
 //! sleeps that waits for a future, the quiet thread looks all the same: it may be the one that drives.
 //!
-//! # Why no ring stays in a socket
+//! # Why no ring is lost
 //!
-//! Only what is taken is lost to those who look next, and who takes it drives the port behind that. Sockets
-//! stay *ready* as long as they have something, and so does the set. Whoever stops before a
-//! socket is empty leaves the rest to the quiet thread.
+//! A ring is an edge, and the kernel tells of it once, to whoever looks at the set next: they have
+//! the port look at everything behind that. What was published was published before the ring. The set is
+//! *ready* as long as it has edges to tell of, and whoever stops before it has none leaves the
+//! rest to the quiet thread.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -23,10 +23,10 @@ use std::time::Duration;
 use crate::sys::fork::{Mine, Origin};
 use crate::sys::poll::{Epoll, Event};
 
-/// The number of the event in the set, which is no link's.
-const ENDED: u64 = 0;
+/// The number of the event in the set, which is no bell's.
+const ENDED: u64 = u64::MAX;
 
-/// The set of the sockets of all links, and who looks at it.
+/// The set of all chimes, and who looks at it.
 pub(crate) struct RingSet {
     set: Mine<Epoll>,
     /// What the quiet thread waits on, and the number of the set there.
@@ -70,20 +70,23 @@ impl RingSet {
         self.set.as_fd()
     }
 
-    /// Adds the socket of a link.
-    pub(crate) fn add(&self, fd: BorrowedFd<'_>, link: u64) -> io::Result<()> {
-        self.set.add(fd, link)
+    /// Adds a chime that is rung for a bell.
+    pub(crate) fn add(&self, chime: BorrowedFd<'_>, bell: u32) -> io::Result<()> {
+        self.set.add_edges(chime, u64::from(bell))
     }
 
-    /// Takes the socket of a link out.
+    /// Takes a chime out.
     pub(crate) fn remove(&self, fd: BorrowedFd<'_>) {
         self.set.remove(fd);
     }
 
-    /// The links that have rings; true where there may be more.
-    pub(crate) fn ready(&self, links: &mut Vec<u64>) -> io::Result<bool> {
-        self.set.wait(links, Some(Duration::ZERO))?;
-        Ok(links.len() == Epoll::MOST)
+    /// The bells that were rung; true where there may be more.
+    pub(crate) fn ready(&self, bells: &mut Vec<u32>) -> io::Result<bool> {
+        let mut ready = Vec::new();
+        self.set.wait(&mut ready, Some(Duration::ZERO))?;
+        bells.clear();
+        bells.extend(ready.iter().filter_map(|&bell| u32::try_from(bell).ok()));
+        Ok(ready.len() == Epoll::MOST)
     }
 
     /// Nothing is rung for any more: the set stays ready for good.

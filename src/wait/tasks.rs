@@ -1,7 +1,7 @@
 //! How a task waits, which no thread of its own could sleep for.
 //!
-//! Whoever is asked to ring for a port of tasks says the number of its bell over a socket ([`rings`]).
-//! Who takes that *drives* the port: has it look at everything, and wake the tasks that have something.
+//! Whoever is asked to ring for a port of tasks does so by a descriptor ([`rings`]). Who learns of that
+//! *drives* the port: has it look at everything, and wake the tasks that have something.
 //! So the port needs no thread, and the rest is as for a sleeper: ask, pass a barrier, look once more, and
 //! then wait.
 //!
