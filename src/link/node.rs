@@ -560,8 +560,10 @@ impl Drive for Node {
             let Ok(more) = self.due.rings.ready(&mut bells) else {
                 return false;
             };
-            let sleepers = bells.iter().filter_map(|&bell| self.sleeper(bell));
-            sleepers.for_each(|sleeper| sleeper.drive());
+            for &bell in &bells {
+                let sleeper = u32::try_from(bell).ok().and_then(|bell| self.sleeper(bell));
+                sleeper.into_iter().for_each(|sleeper| sleeper.drive());
+            }
             if !more {
                 return false;
             }

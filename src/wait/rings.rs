@@ -80,13 +80,10 @@ impl RingSet {
         self.set.remove(fd);
     }
 
-    /// The bells that were rung; true where there may be more.
-    pub(crate) fn ready(&self, bells: &mut Vec<u32>) -> io::Result<bool> {
-        let mut ready = Vec::new();
-        self.set.wait(&mut ready, Some(Duration::ZERO))?;
-        bells.clear();
-        bells.extend(ready.iter().filter_map(|&bell| u32::try_from(bell).ok()));
-        Ok(ready.len() == Epoll::MOST)
+    /// The bells that were rung, and with them what is none; true where there may be more.
+    pub(crate) fn ready(&self, bells: &mut Vec<u64>) -> io::Result<bool> {
+        self.set.wait(bells, Some(Duration::ZERO))?;
+        Ok(bells.len() == Epoll::MOST)
     }
 
     /// Nothing is rung for any more: the set stays ready for good.
