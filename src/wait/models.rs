@@ -2,6 +2,8 @@
 //!
 //! Nobody is woken by the clock here, so a wake that is lost is a deadlock, which loom reports.
 
+mod tasks;
+
 use std::sync::{Arc, Mutex};
 
 use loom::cell::UnsafeCell;
@@ -173,11 +175,27 @@ fn lane(ringer: Ringer, door: Option<(Shared<Doorbell>, u16)>) -> (Sending, Rece
 impl Sending {
     /// Sends a record and signals it.
     fn send(&mut self, tag: u16) {
-        send(&mut self.producer, &self.lane.cells, (1, tag), 0).expect("there is room");
-        if Rung::is_asked(&self.lane.receiver, false) {
-            let door = self.door.as_ref().map(|(bell, bit)| (&**bell, *bit));
-            self.rung.ring(&self.lane.receiver, door, &self.ringer);
+        if self.send_quietly(tag) {
+            self.ring();
         }
+    }
+
+    /// Sends a record; true where its receiver asks to be rung.
+    fn send_quietly(&mut self, tag: u16) -> bool {
+        send(&mut self.producer, &self.lane.cells, (1, tag), 0).expect("there is room");
+        Rung::is_asked(&self.lane.receiver, false)
+    }
+
+    /// Has the receiver look, if it asks for that, though nothing was sent.
+    fn signal(&mut self) {
+        if Rung::is_asked(&self.lane.receiver, false) {
+            self.ring();
+        }
+    }
+
+    fn ring(&mut self) {
+        let door = self.door.as_ref().map(|(bell, bit)| (&**bell, *bit));
+        self.rung.ring(&self.lane.receiver, door, &self.ringer);
     }
 }
 
