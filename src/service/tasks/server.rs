@@ -2,10 +2,11 @@
 //!
 //! # Why no task waits for ever
 //!
-//! A task that waits for a request leaves every lane armed (`Hub::listen`), and whoever finds a request
-//! while others wait wakes one of them, who then does the same. A task that waits for its call to be
-//! cancelled leaves the call's lane armed with a number that was not rung for, and is woken whenever
-//! that may have changed. Room is asked for as in `wait`. Each asking is followed by one more look.
+//! A task that waits for a request leaves every lane armed (`Hub::listen`), and one that waits for its call to
+//! be cancelled leaves the call's lane armed (`Hub::attend_to`). A lane that is armed stays so until it
+//! was rung for, whoever looks at it meanwhile (`Hub::watch` asks whether it was), and each ring has
+//! the port driven, which wakes all who wait: they look, and ask anew. So whoever takes a request need
+//! not wake others. Room is asked for as in `wait`. Each asking is followed by one more look.
 
 use std::future::Future;
 use std::marker::PhantomData;
@@ -177,10 +178,8 @@ impl<R: ShmRequest> AsyncServer<R> {
                                     return Poll::Pending;
                                 }
                                 // As many as can have waited: whoever asks on is told by the end.
-                                state.pass_on();
                                 return Poll::Ready(Ok(None));
                             }
-                            state.pass_on();
                             return Poll::Ready(Ok(Some(call)));
                         }
                         Take::Refused => {
@@ -190,7 +189,6 @@ impl<R: ShmRequest> AsyncServer<R> {
                         Take::Empty => {}
                     }
                     if ended || stops {
-                        state.pass_on();
                         return Poll::Ready(Ok(None));
                     }
                     std::hint::spin_loop();
@@ -279,12 +277,6 @@ impl State {
             }
         }
         Take::Refused
-    }
-
-    /// Whoever took something leaves the rest to the others that wait.
-    fn pass_on(&mut self) {
-        self.woken.extend(self.next.pop());
-        self.woken.append(&mut self.cancelled);
     }
 }
 

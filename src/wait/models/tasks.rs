@@ -208,11 +208,9 @@ impl Core {
     }
 
     fn poll_next(&self, waker: &Waker) -> bool {
-        enter(&self.0, |state, woken| {
+        enter(&self.0, |state, _| {
             loop {
                 if state.port.take_one() {
-                    woken.extend(state.next.pop());
-                    woken.append(&mut state.cancelled);
                     return true;
                 }
                 state.next.push(waker.clone());
