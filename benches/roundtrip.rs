@@ -21,19 +21,16 @@
 mod common;
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use common::limits::{self, Timed};
 use common::messages::expected_items;
-use common::messages::{Copied, InPlace, Items, MEDIUM_BYTES, Query, SMALL_BYTES, Small, Sum};
+use common::messages::{Copied, InPlace, Items, MEDIUM_BYTES, Query, SMALL_BYTES, Sum};
 use common::pages::{self, LARGE};
 use common::report::Figures;
-use common::{Case, Mode, Peer, Run, histogram, line, quantiles};
+use common::{Case, Mode, Peer, Run, START, case, histogram, line, quantiles, small};
 use shmbus::Bus;
 
-/// How long the child may take to offer its service.
-const START: Duration = Duration::from_secs(10);
 /// The same case once spinning and once asleep.
 macro_rules! both {
     ($name:literal, $spins:expr, $sleeps:expr, $bytes:expr, $parent:path, $child:path) => {
@@ -81,7 +78,14 @@ fn main() -> ExitCode {
         ),
     ];
     let bus = [
-        both!("small", 200_000, 5_000, SMALL_BYTES, small, small_child),
+        both!(
+            "small",
+            200_000,
+            5_000,
+            SMALL_BYTES,
+            small::parent,
+            small::child
+        ),
         both!("medium", 200_000, 5_000, MEDIUM_BYTES, medium, medium_child),
         both!("large-copy", 5_000, 5_000, LARGE, copied, copied_child),
         both!(
@@ -95,24 +99,6 @@ fn main() -> ExitCode {
     ];
     let cases: Vec<Case> = raw.into_iter().chain(bus.into_iter().flatten()).collect();
     common::main("roundtrip", &cases)
-}
-
-fn case(
-    name: &'static str,
-    mode: Mode,
-    iterations: u64,
-    bytes: usize,
-    parent: fn(&Run) -> Result<Figures>,
-    child: fn(&Run) -> Result<()>,
-) -> Case {
-    Case {
-        name,
-        mode,
-        iterations,
-        bytes: bytes as u64,
-        parent,
-        child,
-    }
 }
 
 fn raw_line(run: &Run) -> Result<Figures> {
@@ -133,44 +119,6 @@ fn page_reads(run: &Run) -> Result<Figures> {
 
 fn raw_copy(run: &Run) -> Result<Figures> {
     Ok(quantiles(&limits::large_parent(run, Timed::Trip)?))
-}
-
-fn small(run: &Run) -> Result<Figures> {
-    let (bus, child) = Bus::spawn(run.command(None)?)?;
-    let child = Peer(child);
-    let mut client = bus.client_timeout::<Small>(START)?;
-    client.set_wait(run.mode.wait());
-    let mut times = histogram()?;
-    let mut request = Small::new();
-    for id in 1..=run.total() {
-        request.number(id);
-        let start = run.clock.now();
-        let reply = client.call(&request)?;
-        let right = reply.carries(id + 1);
-        drop(reply);
-        let time = run.clock.since(start);
-        ensure!(right, "the reply to request {id} came changed");
-        run.record(&mut times, id, time)?;
-    }
-    drop(client);
-    drop(bus);
-    child.finish()?;
-    Ok(quantiles(&times))
-}
-
-fn small_child(run: &Run) -> Result<()> {
-    let bus = Bus::from_parent()?;
-    let mut server = bus.server::<Small>()?;
-    server.set_wait(run.mode.wait());
-    let mut reply = Small::new();
-    let mut id = 0;
-    while let Some(call) = server.next()? {
-        id += 1;
-        ensure!(call.carries(id), "request {id} came changed");
-        reply.number(id + 1);
-        call.reply(&reply)?;
-    }
-    all_came(run, id)
 }
 
 fn medium(run: &Run) -> Result<Figures> {
@@ -211,7 +159,7 @@ fn medium_child(run: &Run) -> Result<()> {
         reply.number(id);
         call.reply(&reply)?;
     }
-    all_came(run, id)
+    run.all_came(id)
 }
 
 fn copied(run: &Run) -> Result<Figures> {
@@ -251,7 +199,7 @@ fn copied_child(run: &Run) -> Result<()> {
         let reply = read_large(id, call.id.to_native(), call.content.as_slice())?;
         call.reply(&reply)?;
     }
-    all_came(run, id)
+    run.all_came(id)
 }
 
 fn in_place(run: &Run) -> Result<Figures> {
@@ -290,7 +238,7 @@ fn in_place_child(run: &Run) -> Result<()> {
         let reply = read_large(id, call.id.to_native(), call.content.as_slice())?;
         call.reply(&reply)?;
     }
-    all_came(run, id)
+    run.all_came(id)
 }
 
 fn read_large(expected: u64, id: u64, content: &[u8]) -> Result<Sum> {
@@ -298,13 +246,4 @@ fn read_large(expected: u64, id: u64, content: &[u8]) -> Result<Sum> {
     ensure!(content.len() == LARGE, "{} bytes came", content.len());
     let sum = pages::sum(content);
     Ok(Sum { sum })
-}
-
-fn all_came(run: &Run, seen: u64) -> Result<()> {
-    ensure!(
-        seen == run.total(),
-        "{seen} requests came of {}",
-        run.total()
-    );
-    Ok(())
 }

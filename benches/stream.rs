@@ -17,17 +17,14 @@
 mod common;
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use common::messages::{Copied, InPlace, LINE_BYTES, Line, SMALL_BYTES, Small, Sum};
 use common::pages::{self, LARGE};
 use common::report::Figures;
-use common::{Case, Mode, Peer, Run, ring};
+use common::{Case, Mode, Peer, Run, START, case, ring};
 use shmbus::Bus;
 
-/// How long the child may take to offer its lane.
-const START: Duration = Duration::from_secs(10);
 /// The lane of the child's sums.
 const REPORT: &str = "report";
 
@@ -82,24 +79,6 @@ fn raw(
     child: fn(&Run) -> Result<()>,
 ) -> Case {
     case(name, Mode::Spin, 10_000_000, LINE_BYTES, parent, child)
-}
-
-fn case(
-    name: &'static str,
-    mode: Mode,
-    iterations: u64,
-    bytes: usize,
-    parent: fn(&Run) -> Result<Figures>,
-    child: fn(&Run) -> Result<()>,
-) -> Case {
-    Case {
-        name,
-        mode,
-        iterations,
-        bytes: bytes as u64,
-        parent,
-        child,
-    }
 }
 
 fn ring_64(run: &Run) -> Result<Figures> {

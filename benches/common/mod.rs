@@ -16,6 +16,7 @@ pub mod pages;
 pub mod report;
 pub mod ring;
 pub mod shared;
+pub mod small;
 
 use std::process::{Child, Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -45,6 +46,9 @@ const RERUNS: u32 = 3;
 /// How long a child may take to end.
 const END: Duration = Duration::from_secs(10);
 
+/// How long the child may take to offer its service.
+pub const START: Duration = Duration::from_secs(10);
+
 /// One thing that is measured, with the code of both sides.
 pub struct Case {
     /// Its name in reports.
@@ -59,6 +63,25 @@ pub struct Case {
     pub parent: fn(&Run) -> Result<Figures>,
     /// Serves the parent until it is done.
     pub child: fn(&Run) -> Result<()>,
+}
+
+/// A case whose iterations carry so many bytes each.
+pub fn case(
+    name: &'static str,
+    mode: Mode,
+    iterations: u64,
+    bytes: usize,
+    parent: fn(&Run) -> Result<Figures>,
+    child: fn(&Run) -> Result<()>,
+) -> Case {
+    Case {
+        name,
+        mode,
+        iterations,
+        bytes: bytes as u64,
+        parent,
+        child,
+    }
 }
 
 /// One round of one case, as either side sees it.
@@ -91,6 +114,13 @@ impl Run {
         if id > self.warm_up() {
             times.record(time)?;
         }
+        Ok(())
+    }
+
+    /// Fails unless so many requests came as were to come.
+    pub fn all_came(&self, seen: u64) -> Result<()> {
+        let total = self.total();
+        ensure!(seen == total, "{seen} requests came of {total}");
         Ok(())
     }
 

@@ -26,22 +26,23 @@ mod stream;
 mod tasks;
 
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use common::messages::{LINE_BYTES, SMALL_BYTES, Small};
-use common::report::Figures;
-use common::{Case, Mode, Peer, Run, histogram, quantiles};
-use shmbus::Bus;
-
-/// How long the child may take to offer its service.
-pub const START: Duration = Duration::from_secs(10);
+use common::messages::{LINE_BYTES, SMALL_BYTES};
+use common::{Mode, case, small};
 
 fn main() -> ExitCode {
-    let spin = [
-        case("small", 200_000, SMALL_BYTES, small, small_child),
+    let cases = [
+        case(
+            "small",
+            Mode::Spin,
+            200_000,
+            SMALL_BYTES,
+            small::parent,
+            small::child,
+        ),
         case(
             "time-to-first-item",
+            Mode::Spin,
             100_000,
             SMALL_BYTES,
             stream::first,
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         ),
         case(
             "one-way",
+            Mode::Spin,
             5_000,
             LINE_BYTES,
             stream::one_way,
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         ),
         case(
             "items",
+            Mode::Spin,
             5_000,
             LINE_BYTES,
             stream::items,
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         ),
         case(
             "async-small",
+            Mode::Spin,
             100_000,
             SMALL_BYTES,
             tasks::small,
@@ -70,24 +74,39 @@ fn main() -> ExitCode {
         ),
         case(
             "cancel-to-seen",
+            Mode::Spin,
             20_000,
             SMALL_BYTES,
             stream::cancel,
             stream::cancel_child,
         ),
-    ];
-    let park = [
-        case("raw-eventfd", 5_000, 8, event::parent, event::child),
+        case(
+            "raw-eventfd",
+            Mode::Park,
+            5_000,
+            8,
+            event::parent,
+            event::child,
+        ),
         case(
             "tokio-eventfd",
+            Mode::Park,
             5_000,
             8,
             event::task_parent,
             event::task_child,
         ),
-        case("small", 5_000, SMALL_BYTES, small, small_child),
+        case(
+            "small",
+            Mode::Park,
+            5_000,
+            SMALL_BYTES,
+            small::parent,
+            small::child,
+        ),
         case(
             "async-small",
+            Mode::Park,
             5_000,
             SMALL_BYTES,
             tasks::small,
@@ -95,6 +114,7 @@ fn main() -> ExitCode {
         ),
         case(
             "small-behind-40MiB",
+            Mode::Park,
             100,
             SMALL_BYTES,
             tasks::behind,
@@ -102,81 +122,12 @@ fn main() -> ExitCode {
         ),
         case(
             "upload-40MiB",
+            Mode::Park,
             100,
             tasks::UPLOAD,
             tasks::upload,
             tasks::behind_child,
         ),
     ];
-    let park = park.map(|case| Case {
-        mode: Mode::Park,
-        ..case
-    });
-    let cases: Vec<Case> = spin.into_iter().chain(park).collect();
     common::main("conversation", &cases)
-}
-
-fn case(
-    name: &'static str,
-    iterations: u64,
-    bytes: usize,
-    parent: fn(&Run) -> Result<Figures>,
-    child: fn(&Run) -> Result<()>,
-) -> Case {
-    Case {
-        name,
-        mode: Mode::Spin,
-        iterations,
-        bytes: bytes as u64,
-        parent,
-        child,
-    }
-}
-
-fn small(run: &Run) -> Result<Figures> {
-    let (bus, child) = Bus::spawn(run.command(None)?)?;
-    let child = Peer(child);
-    let mut client = bus.client_timeout::<Small>(START)?;
-    client.set_wait(run.mode.wait());
-    let mut times = histogram()?;
-    let mut request = Small::new();
-    for id in 1..=run.total() {
-        request.number(id);
-        let start = run.clock.now();
-        let reply = client.call(&request)?;
-        let right = reply.carries(id + 1);
-        drop(reply);
-        let time = run.clock.since(start);
-        ensure!(right, "the reply to request {id} came changed");
-        run.record(&mut times, id, time)?;
-    }
-    drop(client);
-    drop(bus);
-    child.finish()?;
-    Ok(quantiles(&times))
-}
-
-fn small_child(run: &Run) -> Result<()> {
-    let bus = Bus::from_parent()?;
-    let mut server = bus.server::<Small>()?;
-    server.set_wait(run.mode.wait());
-    let mut reply = Small::new();
-    let mut id = 0;
-    while let Some(call) = server.next()? {
-        id += 1;
-        ensure!(call.carries(id), "request {id} came changed");
-        reply.number(id + 1);
-        call.reply(&reply)?;
-    }
-    all_came(run, id)
-}
-
-/// Fails unless so many requests came as were to come.
-pub fn all_came(run: &Run, seen: u64) -> Result<()> {
-    ensure!(
-        seen == run.total(),
-        "{seen} requests came of {}",
-        run.total()
-    );
-    Ok(())
 }

@@ -6,8 +6,7 @@ use shmbus::{Bus, SendError, ShmMessage};
 
 use crate::common::messages::{Line, Small};
 use crate::common::report::Figures;
-use crate::common::{Peer, Run, histogram, quantiles};
-use crate::{START, all_came};
+use crate::common::{Peer, Run, START, histogram, quantiles};
 
 /// Items that are timed together.
 const CHUNK: u64 = 1_000;
@@ -97,7 +96,7 @@ pub fn first_child(run: &Run) -> Result<()> {
         }
         call.reply(&Seen { at: id })?;
     }
-    all_came(run, id)
+    run.all_came(id)
 }
 
 pub fn one_way(run: &Run) -> Result<Figures> {
@@ -231,5 +230,5 @@ pub fn cancel_child(run: &Run) -> Result<()> {
         ensure!(question.id == id, "another question");
         question.reply(&Seen { at })?;
     }
-    all_came(run, id)
+    run.all_came(id)
 }

@@ -7,9 +7,8 @@ use tokio::runtime::{Builder, Runtime};
 use crate::common::messages::{Small, Sum};
 use crate::common::pages;
 use crate::common::report::Figures;
-use crate::common::{Histogram, Peer, Run, histogram, quantiles};
+use crate::common::{Histogram, Peer, Run, START, histogram, quantiles, small as plain};
 use crate::drive::drive;
-use crate::{START, all_came};
 
 /// Bytes of a large request: 40 MiB.
 pub const UPLOAD: usize = 40 << 20;
@@ -40,9 +39,7 @@ fn config(run: &Run) -> Config {
 pub fn small(run: &Run) -> Result<Figures> {
     let (bus, child) = config(run).spawn(run.command(None)?)?;
     let child = Peer(child);
-    // Waits until the child offers its service.
-    drop(bus.client_timeout::<Small>(START)?);
-    let client = bus.async_client::<Small>()?;
+    let client = bus.async_client_timeout::<Small>(START)?;
     let mut times = histogram()?;
     let mut request = Small::new();
     runtime()?.block_on(async {
@@ -80,7 +77,7 @@ pub fn small_child(run: &Run) -> Result<()> {
         }
         Ok(())
     })?;
-    all_came(run, id)
+    run.all_came(id)
 }
 
 /// The small call alone.
@@ -99,8 +96,7 @@ fn upload_and_call(run: &Run) -> Result<(Histogram, Histogram)> {
     let (bus, child) = config(run).spawn(run.command(None)?)?;
     let child = Peer(child);
     let client = bus.client_timeout::<Small>(START)?;
-    drop(bus.client_timeout::<Upload>(START)?);
-    let uploading = bus.async_client::<Upload>()?;
+    let uploading = bus.async_client_timeout::<Upload>(START)?;
     let (mut behind, mut uploads) = (histogram()?, histogram()?);
     let mut request = Small::new();
     let mut upload = Upload {
@@ -143,14 +139,5 @@ pub fn behind_child(run: &Run) -> Result<()> {
         let sum = pages::sum(call.content.as_slice());
         Ok(Sum { sum })
     })?;
-    let mut server = bus.server::<Small>()?;
-    let mut reply = Small::new();
-    let mut id = 0;
-    while let Some(call) = server.next()? {
-        id += 1;
-        ensure!(call.carries(id), "request {id} came changed");
-        reply.number(id + 1);
-        call.reply(&reply)?;
-    }
-    all_came(run, id)
+    plain::answer(run, bus.server::<Small>()?)
 }
