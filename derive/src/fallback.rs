@@ -40,7 +40,7 @@ pub fn expand(input: &DeriveInput, error: Error) -> TokenStream {
             }
             impl #codec_generics rkyv::Serialize<__C> for #ident #ty_generics #where_clause {
                 fn serialize(&self, _: &mut __C) -> ::core::result::Result<(), __C::Error> {
-                    ::core::unimplemented!()
+                    ::core::unreachable!("the type did not compile")
                 }
             }
             impl #codec_generics rkyv::Deserialize<#ident #ty_generics, __C> for () #where_clause {
@@ -48,7 +48,7 @@ pub fn expand(input: &DeriveInput, error: Error) -> TokenStream {
                     &self,
                     _: &mut __C,
                 ) -> ::core::result::Result<#ident #ty_generics, __C::Error> {
-                    ::core::unimplemented!()
+                    ::core::unreachable!("the type did not compile")
                 }
             }
             impl #impl_generics #krate::__private::ShmMessage for #ident #ty_generics
@@ -58,7 +58,7 @@ pub fn expand(input: &DeriveInput, error: Error) -> TokenStream {
             {
                 const NAME: &'static str = "";
                 fn layouts() -> &'static #krate::__private::Layouts {
-                    ::core::unimplemented!()
+                    ::core::unreachable!("the type did not compile")
                 }
             }
         };
