@@ -63,9 +63,15 @@ impl Rings {
             let what = "one of too many bells";
             return Err(Fault::Control { what });
         }
-        let what = "a bell that is no eventfd";
-        let chime = Chime::of_peer(chime).ok_or(Fault::Control { what })?;
-        theirs.insert(bell, Mine::new(chime));
+        match Chime::of_peer(chime) {
+            Ok(Some(chime)) => drop(theirs.insert(bell, Mine::new(chime))),
+            Ok(None) => {
+                let what = "a bell that is no eventfd";
+                return Err(Fault::Control { what });
+            }
+            // Said otherwise from now on; the one of the port that had this bell before is dead.
+            Err(_) => drop(theirs.remove(&bell)),
+        }
         Ok(())
     }
 

@@ -30,10 +30,10 @@ impl Chime {
     }
 
     /// What a peer says is one; `None` where it is anything else, whose writing might block or do harm.
-    pub(crate) fn of_peer(fd: OwnedFd) -> Option<Chime> {
-        let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
-        let what = std::fs::read_link(link).ok()?;
-        (what.as_os_str() == "anon_inode:[eventfd]").then_some(Chime(fd))
+    /// An error where this process cannot tell, as without `/proc`.
+    pub(crate) fn of_peer(fd: OwnedFd) -> io::Result<Option<Chime>> {
+        let what = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+        Ok((what.as_os_str() == "anon_inode:[eventfd]").then_some(Chime(fd)))
     }
 
     /// `write`: adds zero. False where that cannot be.
@@ -52,10 +52,15 @@ mod tests {
     use super::super::poll::Epoll;
     use super::*;
 
+    fn taken(chime: &Chime) -> Chime {
+        let theirs = chime.as_fd().try_clone_to_owned().unwrap();
+        Chime::of_peer(theirs).unwrap().unwrap()
+    }
+
     #[test]
     fn each_ring_is_an_event_that_needs_no_reading() {
         let (set, chime) = (Epoll::new().unwrap(), Chime::new().unwrap());
-        let theirs = Chime::of_peer(chime.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        let theirs = taken(&chime);
         set.add_edges(chime.as_fd(), 7).unwrap();
         let mut ready = Vec::new();
         let mut look = || {
@@ -76,7 +81,7 @@ mod tests {
         let chime = Chime::new().unwrap();
         rustix::io::write(&chime, &(u64::MAX - 2).to_ne_bytes()).unwrap();
         rustix::fs::fcntl_setfl(&chime, rustix::fs::OFlags::empty()).unwrap();
-        let theirs = Chime::of_peer(chime.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        let theirs = taken(&chime);
         assert!(theirs.ring());
     }
 
@@ -84,7 +89,7 @@ mod tests {
     fn nothing_else_is_taken() {
         let file = std::fs::File::open("/dev/null").unwrap();
         let (pipe, _end) = rustix::pipe::pipe().unwrap();
-        assert!(Chime::of_peer(file.into()).is_none());
-        assert!(Chime::of_peer(pipe).is_none());
+        assert!(Chime::of_peer(file.into()).unwrap().is_none());
+        assert!(Chime::of_peer(pipe).unwrap().is_none());
     }
 }
