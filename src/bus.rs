@@ -399,6 +399,19 @@ impl Bus {
         AsyncClient::connect(&self.shared, None)
     }
 
+    /// As [`async_client`](Self::async_client), waiting at most so long, on this thread, for somebody
+    /// to offer the service.
+    ///
+    /// # Errors
+    ///
+    /// As [`client`](Self::client).
+    pub fn async_client_timeout<R: ShmRequest>(
+        &self,
+        timeout: Duration,
+    ) -> Result<AsyncClient<R>, ConnectError> {
+        AsyncClient::connect(&self.shared, Some(after(timeout)))
+    }
+
     /// As [`client`](Self::client), waiting at most so long for somebody to offer the service.
     ///
     /// # Errors

@@ -48,6 +48,8 @@ pub(crate) struct Received {
     pub(crate) role: Role,
     /// Where no message came of it, this is why.
     pub(crate) failed: u8,
+    /// How many messages came before it on its lane.
+    pub(crate) number: u64,
     /// In the cells of the lane, which the lane keeps mapped, or in a segment.
     pub(crate) bytes: NonNull<[u8]>,
 }
@@ -322,6 +324,7 @@ fn inline(record: &Record) -> Message {
         tag,
         payload,
         len,
+        number,
         ..
     } = record;
     let bytes = NonNull::slice_from_raw_parts(payload, len.into());
@@ -331,6 +334,7 @@ fn inline(record: &Record) -> Message {
         tag,
         role: Role::Message,
         failed: 0,
+        number,
         bytes,
     };
     Message {

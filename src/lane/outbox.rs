@@ -67,6 +67,11 @@ impl To {
     }
 
     #[inline(always)]
+    pub(crate) fn is_error(&self) -> bool {
+        self.kind == Kind::Error
+    }
+
+    #[inline(always)]
     fn kind(tag: u16, kind: Kind) -> To {
         To {
             tag,

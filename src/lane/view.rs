@@ -25,6 +25,7 @@ pub(crate) struct Held<'a> {
     count: &'a Cell<usize>,
     cell: u16,
     cells: u16,
+    number: u64,
     bytes: NonNull<[u8]>,
     segment: Option<Arc<PeerSegment>>,
 }
@@ -38,7 +39,11 @@ impl<'a> Held<'a> {
         segment: Option<Arc<PeerSegment>>,
     ) -> Self {
         let Received {
-            cell, cells, bytes, ..
+            cell,
+            cells,
+            number,
+            bytes,
+            ..
         } = record;
         count.set(count.get() + usize::from(cells));
         Held {
@@ -46,6 +51,7 @@ impl<'a> Held<'a> {
             count,
             cell,
             cells,
+            number,
             bytes,
             segment,
         }
@@ -146,7 +152,21 @@ impl<T: ShmMessage> View<'_, T> {
         let segment = unsafe { std::ptr::read(&held.segment) };
         let mut inbox = held.inbox.borrow_mut();
         // SAFETY: 1. it was validated, 2. the record is held, and given up with `held`.
-        unsafe { Kept::new(&mut inbox, archived, (held.cell, held.bytes), segment) }
+        unsafe {
+            Kept::new(
+                &mut inbox,
+                archived,
+                (held.cell, held.number, held.bytes),
+                segment,
+            )
+        }
+    }
+
+    /// How many messages came before it on its lane: from the same sender, or as requests of the same
+    /// client, or as what the same server answered this client. Counted here, so that no sender can
+    /// say another.
+    pub fn sequence(&self) -> u64 {
+        self.held.number
     }
 }
 
@@ -189,6 +209,7 @@ impl Drop for Store {
 /// sender's slab is the sender's to use again once it is dropped.
 pub struct Kept<T: ShmMessage> {
     archived: NonNull<T::Archived>,
+    number: u64,
     _store: Store,
 }
 
@@ -204,7 +225,14 @@ impl<T: ShmMessage> Kept<T> {
         let Message { record, segment } = message;
         let archived = inbox.validate::<T>(record)?;
         // SAFETY: 1. it was just validated, 2. the message is given up.
-        Some(unsafe { Kept::new(inbox, archived, (record.cell, record.bytes), segment) })
+        Some(unsafe {
+            Kept::new(
+                inbox,
+                archived,
+                (record.cell, record.number, record.bytes),
+                segment,
+            )
+        })
     }
 
     /// Keeps a record beyond its inbox: in place where it lies in a segment, else as a copy.
@@ -216,7 +244,7 @@ impl<T: ShmMessage> Kept<T> {
     unsafe fn new(
         inbox: &mut Inbox,
         archived: NonNull<T::Archived>,
-        (cell, bytes): (u16, NonNull<[u8]>),
+        (cell, number, bytes): (u16, u64, NonNull<[u8]>),
         segment: Option<Arc<PeerSegment>>,
     ) -> Kept<T> {
         if let Some(segment) = segment {
@@ -229,6 +257,7 @@ impl<T: ShmMessage> Kept<T> {
             };
             return Kept {
                 archived,
+                number,
                 _store: store,
             };
         }
@@ -244,6 +273,7 @@ impl<T: ShmMessage> Kept<T> {
         let archived = unsafe { NonNull::new_unchecked(root) }.cast();
         Kept {
             archived,
+            number,
             _store: Store::Copied(copy),
         }
     }
@@ -255,6 +285,11 @@ impl<T: ShmMessage> Kept<T> {
     /// As [`View::to_value`].
     pub fn to_value(&self) -> Result<T, CodecError> {
         to_owned::<T>(self)
+    }
+
+    /// How many messages came before it on its lane; see [`View::sequence`].
+    pub fn sequence(&self) -> u64 {
+        self.number
     }
 }
 

@@ -21,6 +21,7 @@ use super::failure::{unanswered, unreadable};
 use super::items::Items;
 use super::newest::{Newest, Ticket};
 use super::scope;
+use super::trace::Calling;
 use crate::bus::Shared as BusShared;
 use crate::error::{CallError, ConnectError, Fault, SendError};
 use crate::lane::{Held, Inbox, Message, Outbox, Received, Role, To, View};
@@ -314,13 +315,14 @@ impl<R: ShmRequest> Client<R> {
     ) -> Result<Items<'_, R>, Error<R>> {
         let deadline = scope::until(deadline);
         let claim = self.claim(request);
-        let begun = self.begin(request, deadline);
+        let calling = Calling::begin(R::SERVICE, || self.server_pid());
+        let begun = self.begin(request, deadline, &calling);
         match (&claim, &begun) {
             (Some(claim), Ok(tag)) => self.claimed(claim, *tag),
             (Some(claim), Err(_)) => self.release(claim),
             (None, _) => {}
         }
-        Ok(Items::new(self, begun?, deadline, claim))
+        Ok(Items::new(self, begun?, deadline, (claim, calling)))
     }
 
     #[inline(always)]
@@ -331,7 +333,22 @@ impl<R: ShmRequest> Client<R> {
     ) -> Result<View<'_, R::Reply>, Error<R>> {
         let deadline = scope::until(deadline);
         self.supersede(request);
-        let tag = self.begin(request, deadline)?;
+        let calling = Calling::begin(R::SERVICE, || self.server_pid());
+        let reply = self.call_as(request, deadline, &calling);
+        if let Err(error) = &reply {
+            calling.failed(error);
+        }
+        reply
+    }
+
+    #[inline(always)]
+    fn call_as(
+        &self,
+        request: &R,
+        deadline: Option<Instant>,
+        calling: &Calling,
+    ) -> Result<View<'_, R::Reply>, Error<R>> {
+        let tag = self.begin(request, deadline, calling)?;
         loop {
             match self.wait_for(tag, deadline) {
                 Ok(message) if message.record.role != Role::Item => {
@@ -349,7 +366,12 @@ impl<R: ShmRequest> Client<R> {
 
     /// Sends a request, and returns its tag.
     #[inline(always)]
-    pub(super) fn begin(&self, request: &R, deadline: Option<Instant>) -> Result<u16, Error<R>> {
+    pub(super) fn begin(
+        &self,
+        request: &R,
+        deadline: Option<Instant>,
+        calling: &Calling,
+    ) -> Result<u16, Error<R>> {
         let mut calls = self.calls.borrow_mut();
         let held = self.held.get() + self.inbox.borrow().back().kept();
         // Each call that is not answered yet needs a cell for its answer.
@@ -360,9 +382,12 @@ impl<R: ShmRequest> Client<R> {
         let tag = calls.next().ok_or(CallError::TooMany { open })?;
         let mut outbox = self.outbox.borrow_mut();
         outbox.uncancel(tag);
-        match deadline {
+        match envelope(deadline, calling) {
             None => outbox.send(request, To::tag(tag), self.wait, None)?,
-            Some(deadline) => send_until(&mut outbox, request, tag, Some(self.wait), deadline)?,
+            Some(said) => {
+                let to = To::envelope(tag, said);
+                send_with(&mut outbox, request, to, Some((self.wait, deadline)))?;
+            }
         }
         calls.sent(tag);
         Ok(tag)
@@ -509,23 +534,28 @@ impl<R: ShmRequest> Client<R> {
     }
 }
 
-/// Sends a request that says when its caller waits no longer; without a `wait`, at once or not.
+/// What a request says beside itself, if anything: when its caller waits no longer, and its trace.
+#[inline(always)]
+pub(super) fn envelope(deadline: Option<Instant>, calling: &Calling) -> Option<Envelope> {
+    let mut said = Envelope::default();
+    if !calling.sign(&mut said) && deadline.is_none() {
+        return None;
+    }
+    said.deadline = deadline.map_or(0, clock::nanos_of);
+    said.published = clock::now();
+    Some(said)
+}
+
+/// Sends a request that says more than itself; without a `wait`, at once or not.
 #[inline(never)]
-pub(super) fn send_until<R: ShmRequest>(
+pub(super) fn send_with<R: ShmRequest>(
     outbox: &mut Outbox,
     request: &R,
-    tag: u16,
-    wait: Option<Wait>,
-    deadline: Instant,
+    to: To,
+    wait: Option<(Wait, Option<Instant>)>,
 ) -> Result<(), SendError> {
-    let envelope = Envelope {
-        deadline: clock::nanos_of(deadline),
-        published: clock::now(),
-        ..Envelope::default()
-    };
-    let to = To::envelope(tag, envelope);
     match wait {
-        Some(wait) => outbox.send(request, to, wait, Some(deadline)),
+        Some((wait, deadline)) => outbox.send(request, to, wait, deadline),
         None => outbox.try_send(request, to),
     }
 }

@@ -29,6 +29,20 @@ impl Failure {
         }
     }
 
+    /// What it is called where it happened.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Failure::Dropped => "dropped",
+            Failure::TooLarge => "too large",
+            Failure::Encode => "not archived",
+            Failure::Memory => "no memory",
+            Failure::Cancelled => "cancelled",
+            Failure::Expired => "expired",
+            Failure::Panicked => "panicked",
+            Failure::Stopping => "stopping",
+        }
+    }
+
     /// Reads it from a byte that a peer wrote.
     pub(crate) fn from_byte(byte: u8) -> Option<Failure> {
         Some(match byte {

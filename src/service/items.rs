@@ -4,6 +4,7 @@ use std::iter::FusedIterator;
 use std::time::Instant;
 
 use super::client::{Claim, Client, Error};
+use super::trace::Calling;
 use crate::error::CallError;
 use crate::lane::{Message, Role, View};
 use crate::message::ShmRequest;
@@ -26,6 +27,7 @@ pub struct Items<'a, R: ShmRequest> {
     taken: u32,
     /// Where the request says what it supersedes.
     claim: Option<Claim<R::Key>>,
+    calling: Calling,
 }
 
 /// How far a stream has come.
@@ -43,7 +45,7 @@ impl<'a, R: ShmRequest> Items<'a, R> {
         client: &'a Client<R>,
         tag: u16,
         deadline: Option<Instant>,
-        claim: Option<Claim<R::Key>>,
+        (claim, calling): (Option<Claim<R::Key>>, Calling),
     ) -> Self {
         Items {
             client,
@@ -53,6 +55,7 @@ impl<'a, R: ShmRequest> Items<'a, R> {
             run: 0,
             taken: 0,
             claim,
+            calling,
         }
     }
 
@@ -109,6 +112,7 @@ impl<'a, R: ShmRequest> Iterator for Items<'a, R> {
         // Items may come without end, and be there whenever they are looked for.
         if self.taken % TURN == 0 && self.deadline.is_some_and(|at| Instant::now() >= at) {
             self.give_up();
+            self.calling.failed::<R::Error>(&CallError::TimedOut);
             return Some(Err(CallError::TimedOut));
         }
         if let Some(item) = self.client.glance(self.tag) {
@@ -119,8 +123,11 @@ impl<'a, R: ShmRequest> Iterator for Items<'a, R> {
             return Some(item);
         }
         let taken = self.take();
-        if taken.is_err() && matches!(self.end, End::Open) {
-            self.give_up();
+        if let Err(error) = &taken {
+            self.calling.failed(error);
+            if matches!(self.end, End::Open) {
+                self.give_up();
+            }
         }
         taken.transpose()
     }

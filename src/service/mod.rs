@@ -18,6 +18,7 @@ mod port;
 mod scope;
 mod server;
 mod tasks;
+mod trace;
 
 pub use client::Client;
 pub use items::Items;

@@ -15,11 +15,12 @@ use super::failure::Failure;
 use super::hub::Hub;
 use super::port::{HubPort, Lane};
 use super::scope;
+use super::trace::Answering;
 use crate::bus::Shared as BusShared;
 use crate::error::{ConnectError, Fault, ReceiveError, SendError};
 use crate::lane::{Held, Inbox, Message, Outbox, Received, Role, To, View};
 use crate::link::node::Offer;
-use crate::memory::layout::MOST_OPEN;
+use crate::memory::layout::{Envelope, MOST_OPEN};
 use crate::message::{ShmMessage, ShmRequest};
 use crate::sys::clock;
 use crate::wait::{Wait, Waiter};
@@ -162,17 +163,17 @@ impl<R: ShmRequest> Server<R> {
             return Err(ReceiveError::Forked);
         }
         let mut refused = 0;
-        let (number, message, archived, until) = loop {
+        let (number, message, archived, said) = loop {
             let Some((number, message)) = next(&mut self.hub) else {
                 return Ok(None);
             };
             let lane = self.hub.lane(number);
             let mut inbox = lane.inbox.borrow_mut();
             let mut outbox = outbox_of(lane).borrow_mut();
-            if let Some(until) = admit(&mut inbox, &mut outbox, &message) {
+            if let Some(said) = admit(&mut inbox, &mut outbox, &message) {
                 // An invalid request has ended its link; the next one may be fine.
                 if let Some(archived) = inbox.validate::<R>(message.record) {
-                    break (number, message, archived, until);
+                    break (number, message, archived, said);
                 }
             }
             refused += 1;
@@ -187,11 +188,14 @@ impl<R: ShmRequest> Server<R> {
         let held = Held::new(&lane.inbox, &lane.held, record, segment);
         // SAFETY: 1. it is what validation of this very message returned.
         let view = unsafe { held.view::<R>(archived) };
+        let outbox = outbox_of(lane);
+        let caller = || outbox.borrow().link().pid();
         Ok(Some(Call {
             view: Some(view),
-            outbox: outbox_of(lane),
+            outbox,
             tag: record.tag,
-            deadline: until,
+            answering: Answering::begin(R::SERVICE, caller, &said),
+            said,
             wait,
             answered: false,
         }))
@@ -202,18 +206,18 @@ fn outbox_of(lane: &Lane) -> &RefCell<Outbox> {
     lane.outbox.as_ref().expect("a server's lanes go both ways")
 }
 
-/// Looks whether a request is to be delivered, and until when, in nanoseconds of the shared clock.
+/// Looks whether a request is to be delivered, and what it says of itself.
 #[inline(always)]
-pub(super) fn admit(inbox: &mut Inbox, outbox: &mut Outbox, message: &Message) -> Option<u64> {
+pub(super) fn admit(inbox: &mut Inbox, outbox: &mut Outbox, message: &Message) -> Option<Envelope> {
     let Received { role, tag, .. } = message.record;
     if role != Role::Message || usize::from(tag) >= MOST_OPEN || outbox.is_cancelled(tag) {
         return admit_other(inbox, outbox, message);
     }
-    Some(0)
+    Some(Envelope::default())
 }
 
 #[cold]
-fn admit_other(inbox: &mut Inbox, outbox: &mut Outbox, message: &Message) -> Option<u64> {
+fn admit_other(inbox: &mut Inbox, outbox: &mut Outbox, message: &Message) -> Option<Envelope> {
     let Received {
         role, tag, cell, ..
     } = message.record;
@@ -224,17 +228,17 @@ fn admit_other(inbox: &mut Inbox, outbox: &mut Outbox, message: &Message) -> Opt
         });
         return None;
     }
-    let deadline = if role == Role::Call {
-        inbox.take_envelope().deadline
+    let said = if role == Role::Call {
+        inbox.take_envelope()
     } else {
-        0
+        Envelope::default()
     };
     let why = if outbox.is_cancelled(tag) {
         Failure::Cancelled
-    } else if has_passed(deadline) {
+    } else if has_passed(said.deadline) {
         Failure::Expired
     } else {
-        return Some(deadline);
+        return Some(said);
     };
     inbox.hand_back(cell, message.segment.is_some());
     give_up(outbox, tag, why);
@@ -275,8 +279,8 @@ pub struct Call<'a, R: ShmRequest> {
     view: Option<View<'a, R>>,
     outbox: &'a RefCell<Outbox>,
     tag: u16,
-    /// When its caller waits no longer, in nanoseconds of the shared clock, or zero.
-    deadline: u64,
+    said: Envelope,
+    answering: Answering,
     wait: Wait,
     answered: bool,
 }
@@ -366,6 +370,9 @@ impl<R: ShmRequest> Call<'_, R> {
 
     #[inline(always)]
     fn answer<T: ShmMessage>(mut self, answer: &T, to: To) -> Result<(), SendError> {
+        if to.is_error() {
+            self.answering.failed("of the service");
+        }
         // The request is read; what it took goes back before its caller goes on.
         self.view = None;
         let mut outbox = self.outbox.borrow_mut();
@@ -387,7 +394,7 @@ impl<R: ShmRequest> Call<'_, R> {
     /// - [`SendError::TooLarge`], [`SendError::Encode`], [`SendError::Memory`]: this item was not
     ///   sent. The stream is still open.
     pub fn send(&self, item: &R::Item) -> Result<(), SendError> {
-        let deadline = clock::moment_of(self.deadline);
+        let deadline = clock::moment_of(self.said.deadline);
         let to = To::stream(self.tag);
         match self.check()?.send(item, to, self.wait, deadline) {
             // Only the caller's own deadline ends the waiting.
@@ -429,11 +436,11 @@ impl<R: ShmRequest> Call<'_, R> {
     #[inline]
     pub fn is_cancelled(&self) -> bool {
         let outbox = self.outbox.borrow();
-        outbox.is_cancelled(self.tag) || has_passed(self.deadline) || outbox.line().is_closed()
+        outbox.is_cancelled(self.tag) || has_passed(self.said.deadline) || outbox.line().is_closed()
     }
 
     /// Does work for this call: calls that are made in it have this call's deadline, or an earlier one
-    /// of their own.
+    /// of their own, and belong to its trace.
     ///
     /// # Examples
     ///
@@ -468,13 +475,24 @@ impl<R: ShmRequest> Call<'_, R> {
     /// # Ok(()) }
     /// ```
     pub fn scope<T>(&self, work: impl FnOnce() -> T) -> T {
-        let _entered = scope::enter(self.deadline());
+        let _entered = scope::enter(self.deadline(), self.answering.enter());
         work()
     }
 
     /// When the caller waits no longer.
     pub fn deadline(&self) -> Option<Instant> {
-        clock::moment_of(self.deadline)
+        clock::moment_of(self.said.deadline)
+    }
+
+    /// When the request was sent, where it says so: it does if it has a deadline, or a
+    /// [trace](crate#features).
+    pub fn published(&self) -> Option<Instant> {
+        clock::moment_of(self.said.published)
+    }
+
+    /// How many requests came before it on its lane; see [`View::sequence`](crate::View::sequence).
+    pub fn sequence(&self) -> u64 {
+        self.view().sequence()
     }
 
     /// The process that called.
@@ -539,7 +557,11 @@ impl<R: ShmRequest> Drop for Call<'_, R> {
         if !self.answered {
             self.view = None;
             let mut outbox = self.outbox.borrow_mut();
-            let why = Failure::of_drop(outbox.is_cancelled(self.tag), has_passed(self.deadline));
+            let why = Failure::of_drop(
+                outbox.is_cancelled(self.tag),
+                has_passed(self.said.deadline),
+            );
+            self.answering.failed(why.name());
             give_up(&mut outbox, self.tag, why);
         }
     }

@@ -6,8 +6,6 @@ mod deadlines;
 mod dialogue;
 mod driver;
 mod faults;
-#[cfg(feature = "futures")]
-mod features;
 mod fork;
 mod gathering;
 mod hot_path;
@@ -17,9 +15,9 @@ mod lifetimes;
 mod one_writer;
 mod places;
 mod race;
+mod sequence;
 mod serving;
 mod streams;
-
 mod superseded;
 mod support;
 mod tasks;

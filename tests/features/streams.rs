@@ -1,26 +1,10 @@
-//! What is there with features only.
+//! A stream of futures, and a loop of tokio's that drives.
 
 use futures_util::StreamExt;
 use futures_util::stream::FusedStream;
-use shmbus::ShmMessage;
 
 use crate::support::{Watchdog, name, open, together};
-
-#[derive(ShmMessage)]
-#[shm(service = "count", stream = Number, reply = Sum)]
-struct Count {
-    to: u32,
-}
-
-#[derive(ShmMessage)]
-struct Number {
-    value: u32,
-}
-
-#[derive(ShmMessage)]
-struct Sum {
-    value: u32,
-}
+use crate::{Count, Number, Sum};
 
 #[test]
 fn items_are_a_stream() {

@@ -31,6 +31,8 @@ pub(crate) struct Record {
     pub(crate) payload: NonNull<u8>,
     /// How many cells it takes.
     pub(crate) cells: u16,
+    /// How many messages came before it on this lane.
+    pub(crate) number: u64,
 }
 
 /// What a look at the ring found.
@@ -55,6 +57,8 @@ pub(crate) struct Consumer {
     stride: usize,
     /// The number of the record that comes next. It may wrap: see the module.
     sequence: u64,
+    /// How many of the records so far were no messages.
+    others: u64,
     back: Arc<HandBack>,
     /// Bits of one word that are to be flipped, and how many.
     pending: (usize, u64, u32),
@@ -70,6 +74,7 @@ impl Consumer {
             at: 0,
             stride: 1,
             sequence: 0,
+            others: 0,
             back,
             pending: (0, 0, 0),
         }
@@ -139,6 +144,9 @@ impl Consumer {
             let header = Header::from_word(word).ok_or(Fault::Header { word })?;
             let record = self.read(spot, header, word)?;
             self.advance(header)?;
+            if matches!(header.kind, Kind::Jump | Kind::Extend) {
+                self.others = self.others.wrapping_add(1);
+            }
             match header.kind {
                 Kind::Jump => self.hand_back(record.cell),
                 Kind::Extend => return Ok(Polled::Extend(record)),
@@ -250,6 +258,7 @@ impl Consumer {
             len,
             payload,
             cells: cells as u16,
+            number: self.sequence.wrapping_sub(self.others),
         };
         (cells <= spot.row.len()).then_some(record)
     }

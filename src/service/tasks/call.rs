@@ -14,7 +14,7 @@ use super::server::{Core, add};
 use crate::error::SendError;
 use crate::lane::{Kept, Outbox, To};
 use crate::link::{Line, lock};
-use crate::memory::layout::SenderBlock;
+use crate::memory::layout::{Envelope, SenderBlock};
 use crate::memory::shared::Shared;
 use crate::message::{ShmMessage, ShmRequest};
 use crate::service::connect::Closer;
@@ -22,6 +22,7 @@ use crate::service::failure::Failure;
 use crate::service::port::Lane;
 use crate::service::scope;
 use crate::service::server::{give_up, give_up_with, has_passed, unsent};
+use crate::service::trace::Answering;
 use crate::sys::clock;
 use crate::wait::tasks::Timeout;
 
@@ -58,7 +59,7 @@ pub(super) struct Found<R: ShmRequest> {
     pub(super) answers: Arc<Answers>,
     pub(super) number: usize,
     pub(super) tag: u16,
-    pub(super) deadline: u64,
+    pub(super) said: Envelope,
 }
 
 /// A request that was taken, to be answered by any task or thread: dereferences to the archived
@@ -71,7 +72,8 @@ pub struct AsyncCall<R: ShmRequest> {
     core: Arc<Core>,
     number: usize,
     tag: u16,
-    deadline: u64,
+    said: Envelope,
+    answering: Answering,
     answered: AtomicBool,
     gather: Mutex<Option<Arc<Gather>>>,
 }
@@ -83,15 +85,17 @@ impl<R: ShmRequest> AsyncCall<R> {
             answers,
             number,
             tag,
-            deadline,
+            said,
         } = found;
+        let answering = Answering::begin(R::SERVICE, || answers.pid, &said);
         AsyncCall {
             request,
             answers,
             core,
             number,
             tag,
-            deadline,
+            said,
+            answering,
             answered: AtomicBool::new(false),
             gather: Mutex::default(),
         }
@@ -128,6 +132,9 @@ impl<R: ShmRequest> AsyncCall<R> {
     }
 
     fn answer<T: ShmMessage>(&self, answer: &T, to: To) -> Result<(), SendError> {
+        if to.is_error() {
+            self.answering.failed("of the service");
+        }
         let mut outbox = self.outbox(&self.answers)?;
         let sent = outbox.try_send(answer, to);
         // Only now: an answer that panics while it is archived leaves the call to `drop`. Relaxed:
@@ -204,6 +211,7 @@ impl<R: ShmRequest> AsyncCall<R> {
     /// Answers that there is no reply, and why.
     pub(super) fn refuse(&self, why: Failure, text: &str) {
         self.answered.store(true, Ordering::Relaxed);
+        self.answering.failed(why.name());
         if !self.core.origin.is_forked() {
             give_up_with(&mut lock(&self.answers.outbox), self.tag, why, text);
         }
@@ -222,7 +230,7 @@ impl<R: ShmRequest> AsyncCall<R> {
     pub fn is_cancelled(&self) -> bool {
         let requests = self.answers.requests.as_ref();
         requests.is_some_and(|requests| requests.is_cancelled(self.tag))
-            || has_passed(self.deadline)
+            || has_passed(self.said.deadline)
             || self.answers.line.is_closed()
     }
 
@@ -254,13 +262,18 @@ impl<R: ShmRequest> AsyncCall<R> {
         Poll::Pending
     }
 
+    /// As [`scope`](Self::scope), on this thread until the returned is dropped.
+    pub(super) fn enter(&self) -> scope::Entered<'_> {
+        scope::enter(self.deadline(), self.answering.enter())
+    }
+
     /// Does work for this call: calls that are made in it have this call's deadline, or an earlier one
-    /// of their own.
+    /// of their own, and belong to its trace.
     pub async fn scope<F: Future>(&self, work: F) -> F::Output {
         let deadline = self.deadline();
         let mut work = std::pin::pin!(work);
         poll_fn(|cx| {
-            let _entered = scope::enter(deadline);
+            let _entered = scope::enter(deadline, self.answering.enter());
             work.as_mut().poll(cx)
         })
         .await
@@ -268,7 +281,17 @@ impl<R: ShmRequest> AsyncCall<R> {
 
     /// When the caller waits no longer.
     pub fn deadline(&self) -> Option<Instant> {
-        clock::moment_of(self.deadline)
+        clock::moment_of(self.said.deadline)
+    }
+
+    /// When the request was sent, where it says so; see [`Call::published`](crate::Call::published).
+    pub fn published(&self) -> Option<Instant> {
+        clock::moment_of(self.said.published)
+    }
+
+    /// How many requests came before it on its lane; see [`View::sequence`](crate::View::sequence).
+    pub fn sequence(&self) -> u64 {
+        self.request.sequence()
     }
 
     /// The process that called.
@@ -298,7 +321,11 @@ impl<R: ShmRequest> Drop for AsyncCall<R> {
     fn drop(&mut self) {
         if !*self.answered.get_mut() && !self.core.origin.is_forked() {
             let mut outbox = lock(&self.answers.outbox);
-            let why = Failure::of_drop(outbox.is_cancelled(self.tag), has_passed(self.deadline));
+            let why = Failure::of_drop(
+                outbox.is_cancelled(self.tag),
+                has_passed(self.said.deadline),
+            );
+            self.answering.failed(why.name());
             give_up(&mut outbox, self.tag, why);
         }
     }

@@ -20,6 +20,7 @@ use crate::service::connect::{Connected, connect};
 use crate::service::contract::Contract;
 use crate::service::failure::{unanswered, unreadable};
 use crate::service::scope;
+use crate::service::trace::Calling;
 use crate::wait::tasks::Timeout;
 use crate::wait::{Wait, Waiter};
 
@@ -123,12 +124,30 @@ impl<R: ShmRequest> AsyncClient<R> {
     ///
     /// As [`call`](Self::call), as far as they come from sending.
     pub async fn stream(&self, request: &R) -> Result<AsyncItems<R>, CallError<R::Error>> {
-        let mut pending = self.call(request);
+        Self::stream_by(self.call(request)).await
+    }
+
+    /// As [`stream`](Self::stream), with at most so long until its end: the deadline travels with the
+    /// request.
+    ///
+    /// # Errors
+    ///
+    /// As [`stream`](Self::stream).
+    pub async fn stream_timeout(
+        &self,
+        request: &R,
+        timeout: Duration,
+    ) -> Result<AsyncItems<R>, CallError<R::Error>> {
+        Self::stream_by(self.call_timeout(request, timeout)).await
+    }
+
+    async fn stream_by(mut pending: Pending<'_, R>) -> Result<AsyncItems<R>, Error<R>> {
         let open = poll_fn(|cx| pending.poll_open(cx)).await?;
         Ok(AsyncItems {
             open,
             end: End::Open,
             _claim: pending.claim.take(),
+            calling: std::mem::take(&mut pending.calling),
         })
     }
 
@@ -283,6 +302,7 @@ pub struct Pending<'a, R: ShmRequest> {
     state: Sent,
     /// Where the request says what it supersedes.
     claim: Option<Claim<R::Key>>,
+    calling: Calling,
     /// Set while there is no room for the request.
     timer: Timeout,
 }
@@ -304,6 +324,7 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
             deadline,
             state: Sent::Not,
             claim: key.and_then(|key| client.claims.claim(key)),
+            calling: Calling::begin(R::SERVICE, || client.server_pid()),
             timer: Timeout::new(client.inner.bus.node().due(), deadline),
         };
         // What goes wrong now goes wrong again when it is polled, and is said then.
@@ -319,7 +340,7 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
         }
         loop {
             let strand = self.client.strand()?;
-            let tag = match strand.poll_send(self.request, self.deadline, waker) {
+            let tag = match strand.poll_send(self.request, self.deadline, &self.calling, waker) {
                 Poll::Pending => return Ok(None),
                 // Others took the last places meanwhile.
                 Poll::Ready(Err(CallError::TooMany { .. })) => continue,
@@ -358,6 +379,7 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
             }
             Err(error) => {
                 self.state = Sent::Done;
+                self.calling.failed(&error);
                 Poll::Ready(Err(error))
             }
         }
@@ -399,6 +421,9 @@ impl<R: ShmRequest> Future for Pending<'_, R> {
                 }
                 Poll::Ready(Err(error)) => Err(error),
             };
+            if let Err(error) = &reply {
+                self.calling.failed(error);
+            }
             self.state = Sent::Done;
             return Poll::Ready(reply);
         }
@@ -414,6 +439,7 @@ pub struct AsyncItems<R: ShmRequest> {
     end: End,
     /// Behind `open`: it is the newest of its key as long as that.
     _claim: Option<Claim<R::Key>>,
+    calling: Calling,
 }
 
 /// An item that was taken, or why there is none.
@@ -446,6 +472,7 @@ impl<R: ShmRequest> AsyncItems<R> {
             Poll::Ready(Ok(message)) => message,
             Poll::Ready(Err(error)) => {
                 self.end = End::Over;
+                self.calling.failed(&error);
                 return Poll::Ready(Some(Err(error)));
             }
         };
@@ -466,7 +493,9 @@ impl<R: ShmRequest> AsyncItems<R> {
             }
             Role::Error | Role::Failed | Role::Call => {
                 self.end = End::Over;
-                self.open.end::<R>(message).err().map(Err)
+                let error = self.open.end::<R>(message).err();
+                error.iter().for_each(|error| self.calling.failed(error));
+                error.map(Err)
             }
         })
     }

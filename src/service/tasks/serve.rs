@@ -11,7 +11,6 @@ use crate::bus::Shared as BusShared;
 use crate::error::{ConnectError, OpenError};
 use crate::message::ShmRequest;
 use crate::service::failure::Failure;
-use crate::service::scope;
 
 /// A service that threads answer, until this is dropped. What a handler calls itself has the deadline
 /// of the call that it answers, or an earlier one.
@@ -87,9 +86,11 @@ where
     H: Fn(&AsyncCall<R>) -> Result<R::Reply, R::Error>,
 {
     while let Ok(Some(call)) = server.next().wait() {
-        let _entered = scope::enter(call.deadline());
         // Nothing of ours is left half done by a panic; what the handler shares is for it to say.
-        let answer = catch_unwind(AssertUnwindSafe(|| handler(&call)));
+        let answer = catch_unwind(AssertUnwindSafe(|| {
+            let _entered = call.enter();
+            handler(&call)
+        }));
         // An answer that cannot be sent was told to the caller.
         let _ = match answer {
             Ok(Ok(reply)) => call.reply(&reply),

@@ -257,11 +257,11 @@ impl State {
             };
             let lane = self.hub.lane_mut(number);
             let answers = answers_of(lane);
-            let deadline = {
+            let said = {
                 let mut outbox = lock(&answers.outbox);
                 admit(&mut lane.inbox.borrow_mut(), &mut outbox, &message)
             };
-            let Some(deadline) = deadline else {
+            let Some(said) = said else {
                 continue;
             };
             let Message { record, .. } = message;
@@ -272,7 +272,7 @@ impl State {
                     answers,
                     number,
                     tag: record.tag,
-                    deadline,
+                    said,
                 });
             }
         }

@@ -17,9 +17,10 @@ use crate::lane::{Inbox, Message, Outbox, To};
 use crate::message::ShmRequest;
 use crate::service::MOST_HELD;
 use crate::service::calls::Calls;
-use crate::service::client::{Error, give_back, lost, send_until};
+use crate::service::client::{Error, envelope, give_back, lost, send_with};
 use crate::service::connect::Closer;
 use crate::service::newest::Ticket;
+use crate::service::trace::Calling;
 use crate::sync::heavy_barrier;
 use crate::sys::fork::Origin;
 use crate::wait::Wait;
@@ -122,11 +123,12 @@ impl Strand {
         &self,
         request: &R,
         deadline: Option<Instant>,
+        calling: &Calling,
         waker: Option<&Waker>,
     ) -> Poll<Result<u16, Error<R>>> {
         self.check_fork()?;
         self.enter(|state| {
-            match state.send(request, deadline) {
+            match state.send(request, deadline, calling) {
                 Err(CallError::Send(SendError::Full)) => {}
                 sent => return Poll::Ready(sent),
             }
@@ -135,7 +137,7 @@ impl Strand {
             };
             state.room.push(waker.clone());
             state.outbox.ask_for_room();
-            match state.send(request, deadline) {
+            match state.send(request, deadline, calling) {
                 Err(CallError::Send(SendError::Full)) => Poll::Pending,
                 sent => {
                     state.room.pop();
@@ -235,13 +237,16 @@ impl State {
         &mut self,
         request: &R,
         deadline: Option<Instant>,
+        calling: &Calling,
     ) -> Result<u16, Error<R>> {
         let open = self.calls.open();
         let tag = self.calls.next().ok_or(CallError::TooMany { open })?;
         self.outbox.uncancel(tag);
-        match deadline {
+        match envelope(deadline, calling) {
             None => self.outbox.try_send(request, To::tag(tag))?,
-            Some(at) => send_until(&mut self.outbox, request, tag, None, at)?,
+            Some(said) => {
+                send_with(&mut self.outbox, request, To::envelope(tag, said), None)?;
+            }
         }
         self.calls.sent(tag);
         Ok(tag)
