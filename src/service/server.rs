@@ -170,7 +170,11 @@ impl<R: ShmRequest> Server<R> {
             let lane = self.hub.lane(number);
             let mut inbox = lane.inbox.borrow_mut();
             let mut outbox = outbox_of(lane).borrow_mut();
-            if let Some(said) = admit(&mut inbox, &mut outbox, &message) {
+            let said = match is_plain(&message, |tag| outbox.is_cancelled(tag)) {
+                true => Some(Envelope::default()),
+                false => admit(&mut inbox, &mut outbox, &message),
+            };
+            if let Some(said) = said {
                 // An invalid request has ended its link; the next one may be fine.
                 if let Some(archived) = inbox.validate::<R>(message.record) {
                     break (number, message, archived, said);
@@ -206,18 +210,17 @@ fn outbox_of(lane: &Lane) -> &RefCell<Outbox> {
     lane.outbox.as_ref().expect("a server's lanes go both ways")
 }
 
-/// Looks whether a request is to be delivered, and what it says of itself.
+/// Whether a request is to be delivered and says nothing of itself, as most do; else it is to be
+/// [admitted](admit).
 #[inline(always)]
-pub(super) fn admit(inbox: &mut Inbox, outbox: &mut Outbox, message: &Message) -> Option<Envelope> {
+pub(super) fn is_plain(message: &Message, is_cancelled: impl FnOnce(u16) -> bool) -> bool {
     let Received { role, tag, .. } = message.record;
-    if role != Role::Message || usize::from(tag) >= MOST_OPEN || outbox.is_cancelled(tag) {
-        return admit_other(inbox, outbox, message);
-    }
-    Some(Envelope::default())
+    role == Role::Message && usize::from(tag) < MOST_OPEN && !is_cancelled(tag)
 }
 
+/// Looks whether a request is to be delivered, and what it says of itself.
 #[cold]
-fn admit_other(inbox: &mut Inbox, outbox: &mut Outbox, message: &Message) -> Option<Envelope> {
+pub(super) fn admit(inbox: &mut Inbox, outbox: &mut Outbox, message: &Message) -> Option<Envelope> {
     let Received {
         role, tag, cell, ..
     } = message.record;

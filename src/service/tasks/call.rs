@@ -36,6 +36,15 @@ pub(in crate::service) struct Answers {
     _closer: Option<Closer>,
 }
 
+impl Answers {
+    /// Whether the caller has cancelled the request with this tag, which was checked.
+    #[inline]
+    pub(super) fn is_cancelled(&self, tag: u16) -> bool {
+        let requests = self.requests.as_ref();
+        requests.is_some_and(|requests| requests.is_cancelled(tag))
+    }
+}
+
 /// The way back of a lane, which takes its outbox.
 pub(super) fn answers_of(lane: &mut Lane) -> Arc<Answers> {
     let (outbox, closer) = (&mut lane.outbox, &mut lane.closer);
@@ -228,8 +237,7 @@ impl<R: ShmRequest> AsyncCall<R> {
     /// Whether the caller waits no longer; see [`Call::is_cancelled`](crate::Call::is_cancelled).
     #[inline]
     pub fn is_cancelled(&self) -> bool {
-        let requests = self.answers.requests.as_ref();
-        requests.is_some_and(|requests| requests.is_cancelled(self.tag))
+        self.answers.is_cancelled(self.tag)
             || has_passed(self.said.deadline)
             || self.answers.line.is_closed()
     }

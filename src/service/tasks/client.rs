@@ -3,7 +3,7 @@
 use std::future::{Future, poll_fn};
 use std::marker::PhantomData;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use super::strand::Strand;
 use crate::bus::Shared as BusShared;
 use crate::error::{CallError, ConnectError, Fault, SendError};
 use crate::lane::{Inbox, Kept, Message, Role};
+use crate::link::lock;
 use crate::memory::layout::MOST_OPEN;
 use crate::message::{ShmMessage, ShmRequest};
 use crate::service::client::{Error, give_back, lost};
@@ -72,7 +73,9 @@ pub struct AsyncClient<R: ShmRequest> {
 }
 
 struct Inner {
-    strands: Mutex<Vec<Arc<Strand>>>,
+    first: Arc<Strand>,
+    /// More of them, which were opened when all others were full.
+    more: Mutex<Vec<Arc<Strand>>>,
     wait: Wait,
     bus: Arc<BusShared>,
 }
@@ -94,7 +97,8 @@ impl<R: ShmRequest> AsyncClient<R> {
     ) -> Result<Self, ConnectError> {
         let first = open_strand::<R>(bus, deadline)?;
         let inner = Inner {
-            strands: Mutex::new(vec![first]),
+            first,
+            more: Mutex::default(),
             wait: bus.node().config().wait,
             bus: bus.clone(),
         };
@@ -109,12 +113,12 @@ impl<R: ShmRequest> AsyncClient<R> {
     ///
     /// Each few hundred calls that are not answered yet share a pair of lanes; one more pair is opened
     /// when all are full, which takes as long as connecting does.
-    pub fn call<'a>(&self, request: &'a R) -> Pending<'a, R> {
+    pub fn call<'a>(&'a self, request: &'a R) -> Pending<'a, R> {
         Pending::new(self, request, None)
     }
 
     /// As [`call`](Self::call), for at most so long: the deadline travels with the request.
-    pub fn call_timeout<'a>(&self, request: &'a R, timeout: Duration) -> Pending<'a, R> {
+    pub fn call_timeout<'a>(&'a self, request: &'a R, timeout: Duration) -> Pending<'a, R> {
         Pending::new(self, request, Instant::now().checked_add(timeout))
     }
 
@@ -153,33 +157,25 @@ impl<R: ShmRequest> AsyncClient<R> {
 
     /// The process that serves.
     pub fn server_pid(&self) -> u32 {
-        self.strands().first().map_or(0, |strand| strand.pid())
+        self.inner.first.pid()
     }
 
-    fn strands(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Strand>>> {
-        self.inner
-            .strands
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Lanes with a place for one more call.
-    fn strand(&self) -> Result<Arc<Strand>, Error<R>> {
+    /// Lanes with a place for one more call, which the first have not.
+    #[cold]
+    fn another(&self) -> Result<Arc<Strand>, Error<R>> {
         if self.inner.bus.node().origin().is_forked() {
             return Err(SendError::Forked.into());
         }
-        let mut strands = self.strands();
-        if let Some(strand) = strands.iter().find(|strand| strand.has_place()) {
+        let mut more = lock(&self.inner.more);
+        let mut all = std::iter::once(&self.inner.first).chain(&*more);
+        if let Some(strand) = all.find(|strand| strand.has_place()) {
             return Ok(strand.clone());
         }
-        if let Some(closed) = strands.iter().find(|strand| strand.is_closed()) {
-            return Err(closed.with_inbox(|inbox| lost(inbox)));
-        }
         // All of them are full.
-        let open = strands.len() * MOST_OPEN;
+        let open = (1 + more.len()) * MOST_OPEN;
         let strand = open_strand::<R>(&self.inner.bus, None);
         let strand = strand.map_err(|_| CallError::TooMany { open })?;
-        strands.push(strand.clone());
+        more.push(strand.clone());
         Ok(strand)
     }
 }
@@ -296,7 +292,7 @@ fn judge<R: ShmRequest>(inbox: &mut Inbox, message: Message) -> Result<Kept<R::R
 /// [`wait`](Self::wait) waits for it on a thread.
 #[must_use = "a call that is dropped is cancelled"]
 pub struct Pending<'a, R: ShmRequest> {
-    client: AsyncClient<R>,
+    client: &'a AsyncClient<R>,
     request: &'a R,
     deadline: Option<Instant>,
     state: Sent,
@@ -315,11 +311,11 @@ enum Sent {
 }
 
 impl<'a, R: ShmRequest> Pending<'a, R> {
-    fn new(client: &AsyncClient<R>, request: &'a R, deadline: Option<Instant>) -> Self {
+    fn new(client: &'a AsyncClient<R>, request: &'a R, deadline: Option<Instant>) -> Self {
         let deadline = scope::until(deadline);
         let key = request.supersedes().cloned();
         let mut pending = Pending {
-            client: client.clone(),
+            client,
             request,
             deadline,
             state: Sent::Not,
@@ -338,26 +334,27 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
         if self.claim.as_ref().is_some_and(|claim| !claim.is_newest()) {
             return Err(CallError::Superseded);
         }
-        loop {
-            let strand = self.client.strand()?;
-            let tag = match strand.poll_send(self.request, self.deadline, &self.calling, waker) {
+        let inner = &self.client.inner;
+        let mut strand = inner.first.clone();
+        let tag = loop {
+            match strand.poll_send(self.request, self.deadline, &self.calling, waker) {
                 Poll::Pending => return Ok(None),
-                // Others took the last places meanwhile.
-                Poll::Ready(Err(CallError::TooMany { .. })) => continue,
-                Poll::Ready(tag) => tag?,
-            };
-            if let Some(claim) = &self.claim {
-                claim.sent(&strand, tag);
+                // Perhaps others took the last places meanwhile.
+                Poll::Ready(Err(CallError::TooMany { .. })) => strand = self.client.another()?,
+                Poll::Ready(tag) => break tag?,
             }
-            return Ok(Some(Open {
-                tag,
-                strand,
-                wait: self.client.inner.wait,
-                over: false,
-                polls: 0,
-                timer: Timeout::new(self.client.inner.bus.node().due(), self.deadline),
-            }));
+        };
+        if let Some(claim) = &self.claim {
+            claim.sent(&strand, tag);
         }
+        Ok(Some(Open {
+            tag,
+            strand,
+            wait: inner.wait,
+            over: false,
+            polls: 0,
+            timer: Timeout::new(inner.bus.node().due(), self.deadline),
+        }))
     }
 
     fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<Result<Open, Error<R>>> {

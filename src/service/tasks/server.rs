@@ -22,13 +22,13 @@ use crate::error::{ConnectError, ReceiveError};
 use crate::lane::{Kept, Message};
 use crate::link::lock;
 use crate::link::node::Offer;
-use crate::memory::layout::MOST_OPEN;
+use crate::memory::layout::{Envelope, MOST_OPEN};
 use crate::message::ShmRequest;
 use crate::service::contract::Contract;
 use crate::service::failure::Failure;
 use crate::service::hub::Hub;
 use crate::service::port::HubPort;
-use crate::service::server::admit;
+use crate::service::server::{admit, is_plain};
 use crate::sys::fork::Origin;
 use crate::wait::tasks::Drive;
 use crate::wait::{Wait, Waiter};
@@ -257,12 +257,14 @@ impl State {
             };
             let lane = self.hub.lane_mut(number);
             let answers = answers_of(lane);
-            let said = {
+            let said = if is_plain(&message, |tag| answers.is_cancelled(tag)) {
+                Envelope::default()
+            } else {
                 let mut outbox = lock(&answers.outbox);
-                admit(&mut lane.inbox.borrow_mut(), &mut outbox, &message)
-            };
-            let Some(said) = said else {
-                continue;
+                match admit(lane.inbox.get_mut(), &mut outbox, &message) {
+                    Some(said) => said,
+                    None => continue,
+                }
             };
             let Message { record, .. } = message;
             // An invalid request has ended its link; the next one may be fine.

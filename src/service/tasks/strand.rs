@@ -103,22 +103,17 @@ impl Strand {
         done
     }
 
-    /// Whether another call has a place here.
+    /// Whether another call has a place here, or would learn that there is none any more.
     pub(super) fn has_place(&self) -> bool {
         let state = self.lock();
-        let held = state.inbox.back().kept() + state.calls.open();
-        held <= MOST_HELD && state.calls.has_next() && !state.outbox.line().is_closed()
+        state.outbox.line().is_closed() || !state.is_full() && state.calls.has_next()
     }
 
     pub(super) fn pid(&self) -> u32 {
         self.pid
     }
 
-    pub(super) fn is_closed(&self) -> bool {
-        self.lock().outbox.line().is_closed()
-    }
-
-    /// Sends a request, or waits for room with this waker.
+    /// Sends a request, or waits for room with this waker. `TooMany` where it has no place here.
     pub(super) fn poll_send<R: ShmRequest>(
         &self,
         request: &R,
@@ -160,12 +155,12 @@ impl Strand {
             loop {
                 let mut is_drained = true;
                 for _ in 0..state.looks(wait) {
-                    is_drained = state.drain();
                     if state.calls.is_superseded(tag) {
                         return Poll::Ready(Err(CallError::Superseded));
                     }
-                    if let Some(message) = state.calls.take(tag) {
-                        return Poll::Ready(Ok(message));
+                    match state.find(tag) {
+                        Found::Message(message) => return Poll::Ready(Ok(message)),
+                        found => is_drained = matches!(found, Found::Nothing),
                     }
                     if state.is_over() {
                         return Poll::Ready(Err(lost(&state.inbox)));
@@ -193,9 +188,9 @@ impl Strand {
     pub(super) fn end<T>(&self, tag: u16, then: impl FnOnce(&mut Inbox) -> T) -> T {
         self.enter(|state| {
             state.calls.end(tag);
-            let done = then(&mut state.inbox);
-            state.inbox.flush();
-            done
+            // What is handed back is written down by the next look at the latest (`find`): with a block
+            // it is at once.
+            then(&mut state.inbox)
         })
     }
 
@@ -232,6 +227,15 @@ impl Strand {
     }
 }
 
+/// What a look for the next message of a call found.
+enum Found {
+    Message(Message),
+    /// Nothing more has come.
+    Nothing,
+    /// So many of others as one turn is for.
+    Others,
+}
+
 impl State {
     fn send<R: ShmRequest>(
         &mut self,
@@ -240,6 +244,9 @@ impl State {
         calling: &Calling,
     ) -> Result<u16, Error<R>> {
         let open = self.calls.open();
+        if self.is_full() && !self.outbox.line().is_closed() {
+            return Err(CallError::TooMany { open });
+        }
         let tag = self.calls.next().ok_or(CallError::TooMany { open })?;
         self.outbox.uncancel(tag);
         match envelope(deadline, calling) {
@@ -276,6 +283,31 @@ impl State {
         LOOKS
     }
 
+    /// Whether as much is held and awaited as one lane has cells for.
+    fn is_full(&self) -> bool {
+        self.inbox.back().kept() + self.calls.open() > MOST_HELD
+    }
+
+    /// Looks for the next message of a call, and takes what has come before it for others.
+    #[inline]
+    fn find(&mut self, tag: u16) -> Found {
+        if let Some(message) = self.calls.take(tag) {
+            return Found::Message(message);
+        }
+        for _ in 0..TURN {
+            let Some(message) = self.inbox.poll() else {
+                self.inbox.flush();
+                return Found::Nothing;
+            };
+            if message.record.tag == tag && self.calls.is_next(tag) {
+                return Found::Message(message);
+            }
+            self.take(message);
+        }
+        self.inbox.flush();
+        Found::Others
+    }
+
     /// Takes what has come, and marks those to be woken that wait for it. False where more has come
     /// than one turn is for.
     fn drain(&mut self) -> bool {
@@ -284,15 +316,20 @@ impl State {
                 self.inbox.flush();
                 return true;
             };
-            let tag = message.record.tag;
-            match self.calls.keep(message) {
-                Ok(None) => self.wake(tag),
-                Ok(Some(nobodys)) => give_back(&mut self.inbox, &nobodys),
-                Err(fault) => self.inbox.refuse(fault),
-            }
+            self.take(message);
         }
         self.inbox.flush();
         false
+    }
+
+    /// Keeps a message for the call that it belongs to.
+    fn take(&mut self, message: Message) {
+        let tag = message.record.tag;
+        match self.calls.keep(message) {
+            Ok(None) => self.wake(tag),
+            Ok(Some(nobodys)) => give_back(&mut self.inbox, &nobodys),
+            Err(fault) => self.inbox.refuse(fault),
+        }
     }
 
     /// Has the strand driven when something comes. True where something has come, or will never.
