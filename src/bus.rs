@@ -44,6 +44,10 @@ pub struct Config {
     pub memory_limit: usize,
     /// How ports of this bus wait, unless told otherwise.
     pub wait: Wait,
+    /// Whether all that this bus sends says when it was published: see
+    /// [`View::published`](crate::View::published). Costs a look at the clock a message, some 20
+    /// nanoseconds.
+    pub timestamps: bool,
 }
 
 impl Default for Config {
@@ -52,6 +56,7 @@ impl Default for Config {
             max_message: 1 << 20,
             memory_limit: 256 << 20,
             wait: Wait::Adaptive,
+            timestamps: false,
         }
     }
 }

@@ -33,6 +33,7 @@ fn config(run: &Run) -> Config {
         wait: run.mode.wait(),
         max_message: UPLOAD + (1 << 20),
         memory_limit: MEMORY,
+        ..Config::default()
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 
 use crate::error::Fault;
 use crate::link::{Line, Link};
-use crate::memory::layout::{CELL, Cell, Envelope, HEADER, Kind, MOST_CELLS, SegmentRef};
+use crate::memory::layout::{CELL, Cell, Envelope, HEADER, Kind, MOST_CELLS, SegmentRef, Starts};
 use crate::memory::ring::{Consumer, HandBack, Polled, Record};
 use crate::memory::segment::PeerSegment;
 use crate::memory::shared::Shared;
@@ -66,6 +66,7 @@ pub(crate) struct Inbox {
     /// Segments that were referred to lately. Weak, so that a retired one is not held.
     near: Vec<(u64, Weak<PeerSegment>)>,
     align: usize,
+    starts: Starts,
     /// A fault was found: there is nothing more to receive.
     is_broken: bool,
     attend: Attend,
@@ -74,20 +75,22 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
-    /// An inbox for messages of this alignment.
+    /// An inbox for messages of this alignment; and whether its sender says when it publishes them.
     pub(crate) fn new(
         cells: Shared<[Cell]>,
-        align: usize,
+        (align, timed): (usize, bool),
         back: HandBack,
         (link, line): (Arc<Link>, Arc<Line>),
     ) -> Inbox {
-        let ring = Consumer::new(cells, align, Arc::new(back));
+        let starts = Starts::new(align, timed);
+        let ring = Consumer::new(cells, starts, Arc::new(back));
         let mut inbox = Inbox {
             ring,
             link,
             line,
             near: Vec::new(),
             align,
+            starts,
             is_broken: false,
             attend: Attend::default(),
             envelope: Envelope::default(),
@@ -166,7 +169,7 @@ impl Inbox {
         match record.kind {
             Kind::Inline | Kind::Item | Kind::Error => {}
             Kind::Call => {
-                let behind_header = Kind::Call.start(self.align) - HEADER;
+                let behind_header = Kind::Call.start(self.starts) - HEADER;
                 let at = record.payload.as_ptr().wrapping_sub(behind_header);
                 self.envelope = envelope(at.cast());
             }
@@ -266,6 +269,15 @@ impl Inbox {
     /// What the request that was just found says of itself, if anything.
     pub(crate) fn take_envelope(&mut self) -> Envelope {
         std::mem::take(&mut self.envelope)
+    }
+
+    /// When a message was published, which was not handed back: zero where its sender does not say.
+    /// (A [`Role::Call`] says so in its envelope.)
+    pub(crate) fn published(&self, cell: u16, in_block: bool) -> u64 {
+        let time = self.ring.time(cell, in_block);
+        // SAFETY: it is a word of a cell of the lane, which is mapped as long as this; read once, and
+        // every bit pattern is a time.
+        time.map_or(0, |time| unsafe { time.read_volatile() })
     }
 
     /// The words of a record that says why there is no message.

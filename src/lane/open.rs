@@ -68,7 +68,10 @@ pub(crate) fn offer_end(
         let (cells, size) = sending_size(!receives);
         let block = Arc::new(node.arena().allocate(size as u64)?);
         let at = block.reference(0, size);
-        end.sends = Some(SendingEnd { cells: at.into() });
+        end.sends = Some(SendingEnd {
+            cells: at.into(),
+            timed: node.config().timestamps,
+        });
         estate.push(block.clone());
         let row = Shared::own_slice(block.clone(), size_of::<SenderBlock>(), cells);
         near.sends = Some((Shared::own(block), row));
@@ -140,7 +143,7 @@ pub(crate) fn complete(
             let back = HandBack::new(block, sender, ringer()?, node.origin(), end);
             Some(Inbox::new(
                 cells,
-                received,
+                (received, sending.timed),
                 back,
                 (link.clone(), line.clone()),
             ))

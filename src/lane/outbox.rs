@@ -22,11 +22,13 @@ use crate::link::node::Node;
 use crate::link::{DoorBit, LaneId, Line, Link};
 use crate::memory::arena::Block;
 use crate::memory::layout::{
-    CELL, Cell, Envelope, Kind, MOST_CELLS, ReceiverBlock, SegmentRef, SenderBlock, cells_for,
+    CELL, Cell, Envelope, Kind, MOST_CELLS, ReceiverBlock, SegmentRef, SenderBlock, Starts,
+    cells_for,
 };
 use crate::memory::ring::{NoRoom, Producer, Space};
 use crate::memory::shared::Shared;
 use crate::message::{EncodeError, Loans, ShmMessage, Wanted};
+use crate::sys::clock;
 use crate::sys::fork::Origin;
 use crate::wait::attend::Rung;
 use crate::wait::{Ringer, Sleeper, Wait};
@@ -123,8 +125,8 @@ pub(crate) struct Outbox {
     most: usize,
     /// How many bytes of the slab this lane may have out at once.
     budget: usize,
-    /// The alignment of every message of this lane.
-    align: usize,
+    /// Where its messages start in their records.
+    starts: Starts,
 }
 
 /// Why a message was not sent at once.
@@ -167,7 +169,7 @@ impl Outbox {
             last: 1,
             most: parts.node.config().max_message,
             budget: parts.node.config().memory_limit / 8,
-            align,
+            starts: Starts::new(align, parts.node.config().timestamps),
             parts,
         }
     }
@@ -224,7 +226,7 @@ impl Outbox {
         if self.parts.line.is_closed() {
             return Err(Stop::Never(self.closed()));
         }
-        let start = to.kind.start(self.align);
+        let start = to.kind.start(self.starts);
         if to.kind == Kind::Item && self.is_behind(to.tag)? {
             return Err(Stop::Wait);
         }
@@ -239,6 +241,9 @@ impl Outbox {
             let len = stage.encode(value, start)?;
             if start + len <= CELL {
                 if let Some(space) = self.ring.one().filter(|_| to.kind == Kind::Inline) {
+                    if self.starts.is_timed() {
+                        stage.set_time(clock::now());
+                    }
                     stage.copy_to(&space);
                     self.ring.publish_one(&space, (len as u16, to.tag));
                     self.signal();
@@ -297,9 +302,7 @@ impl Outbox {
         len: usize,
         to: To,
     ) -> Result<(), Stop> {
-        if to.kind == Kind::Call {
-            write_behind_header(space, bytes_of(&to.envelope));
-        }
+        self.write_head(space, to);
         let record = (to.kind, len as u16, to.tag);
         let cells = cells_for(start, len);
         self.last = cells;
@@ -308,6 +311,16 @@ impl Outbox {
             Err(NoRoom) => self.publish_late(space, record, cells)?,
         }
         Ok(())
+    }
+
+    /// Writes what stands between a header and its message, if anything.
+    #[inline(always)]
+    fn write_head(&self, space: &Space, to: To) {
+        if to.kind == Kind::Call {
+            write_behind_header(space, bytes_of(&to.envelope));
+        } else if self.starts.is_timed() {
+            write_behind_header(space, bytes_of(&clock::now()));
+        }
     }
 
     /// As far as was known, no cell was free behind the record.
@@ -371,9 +384,7 @@ impl Outbox {
         };
         let written = encode_at(value, &space, start, &mut Loans::None)?;
         unchanged(written, needed)?;
-        if to.kind == Kind::Call {
-            write_behind_header(&space, bytes_of(&to.envelope));
-        }
+        self.write_head(&space, to);
         let record = (to.kind, needed as u16, to.tag);
         if self.ring.publish(&space, record, cells, None).is_err() {
             // It would take the last free cells.

@@ -33,6 +33,12 @@ impl Stage {
         encode(value, writer)
     }
 
+    /// Writes a time behind the place of the header.
+    #[inline(always)]
+    pub(super) fn set_time(&mut self, time: u64) {
+        self.0[HEADER / 8] = time;
+    }
+
     /// Copies all but the header, which is published later.
     #[inline(always)]
     pub(super) fn copy_to(&self, space: &Space) {

@@ -9,6 +9,7 @@ use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rkyv::util::AlignedVec;
 
@@ -17,6 +18,7 @@ use super::inbox::{Message, Received};
 use crate::memory::ring::HandBack;
 use crate::memory::segment::PeerSegment;
 use crate::message::{CodecError, ShmMessage, to_owned};
+use crate::sys::clock;
 
 /// A record that is held: handed back when dropped.
 pub(crate) struct Held<'a> {
@@ -162,6 +164,17 @@ impl<T: ShmMessage> View<'_, T> {
         }
     }
 
+    /// When it was published, where its sender says so: with [`Config::timestamps`](crate::Config).
+    pub fn published(&self) -> Option<Instant> {
+        let Held {
+            inbox,
+            cell,
+            segment,
+            ..
+        } = &self.held;
+        clock::moment_of(inbox.borrow().published(*cell, segment.is_some()))
+    }
+
     /// How many messages came before it on its lane: from the same sender, or as requests of the same
     /// client, or as what the same server answered this client. Counted here, so that no sender can
     /// say another.
@@ -210,6 +223,7 @@ impl Drop for Store {
 pub struct Kept<T: ShmMessage> {
     archived: NonNull<T::Archived>,
     number: u64,
+    published: u64,
     _store: Store,
 }
 
@@ -247,6 +261,7 @@ impl<T: ShmMessage> Kept<T> {
         (cell, number, bytes): (u16, u64, NonNull<[u8]>),
         segment: Option<Arc<PeerSegment>>,
     ) -> Kept<T> {
+        let published = inbox.published(cell, segment.is_some());
         if let Some(segment) = segment {
             let back = inbox.back().clone();
             back.keep();
@@ -258,6 +273,7 @@ impl<T: ShmMessage> Kept<T> {
             return Kept {
                 archived,
                 number,
+                published,
                 _store: store,
             };
         }
@@ -274,6 +290,7 @@ impl<T: ShmMessage> Kept<T> {
         Kept {
             archived,
             number,
+            published,
             _store: Store::Copied(copy),
         }
     }
@@ -285,6 +302,11 @@ impl<T: ShmMessage> Kept<T> {
     /// As [`View::to_value`].
     pub fn to_value(&self) -> Result<T, CodecError> {
         to_owned::<T>(self)
+    }
+
+    /// When it was published, where its sender says so; see [`View::published`].
+    pub fn published(&self) -> Option<Instant> {
+        clock::moment_of(self.published)
     }
 
     /// How many messages came before it on its lane; see [`View::sequence`].

@@ -54,6 +54,8 @@ impl From<Where> for SegmentRef {
 pub(crate) struct SendingEnd {
     /// The sender's block and, right behind it, the first cells.
     pub(crate) cells: Where,
+    /// Whether each message says when it was published.
+    pub(crate) timed: bool,
 }
 
 /// What one side of a port contributes.
@@ -176,7 +178,10 @@ mod tests {
             len: 4160,
         };
         let end = End {
-            sends: Some(SendingEnd { cells: at }),
+            sends: Some(SendingEnd {
+                cells: at,
+                timed: true,
+            }),
             receives: None,
             bell: (at, 3),
             tasks: true,

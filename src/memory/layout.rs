@@ -34,6 +34,9 @@ pub(crate) const MOST_CELLS: usize = 1024;
 /// model has few: each word is one more to follow.
 pub(crate) const MOST_OPEN: usize = if cfg!(loom) { 64 } else { 448 };
 
+/// The bytes of a time, which may stand behind a header: nanoseconds of the monotonic clock.
+pub(crate) const TIME: usize = 8;
+
 /// The most bytes of a record that says why there is no message.
 pub(crate) const MOST_REASON: usize = 256;
 
@@ -239,13 +242,25 @@ impl Kind {
         }
     }
 
-    /// Where a message in the cells starts behind its record's start, on this alignment.
+    /// Where a message in the cells starts behind its record's start.
     #[inline(always)]
-    pub(crate) fn start(self, align: usize) -> usize {
+    pub(crate) fn start(self, starts: Starts) -> usize {
         match self {
-            Kind::Call => (HEADER + size_of::<Envelope>()).next_multiple_of(align),
-            _ => HEADER.next_multiple_of(align),
+            Kind::Call => starts.call.into(),
+            _ => starts.message.into(),
         }
+    }
+
+    /// What stands behind the header of a record that refers to a block: a reference, and what its
+    /// lane or its kind adds.
+    pub(crate) fn block_len(self, starts: Starts) -> usize {
+        let more = match self {
+            Kind::CallBlock => size_of::<Envelope>(),
+            Kind::Extend => 0,
+            _ if starts.timed => TIME,
+            _ => 0,
+        };
+        size_of::<SegmentRef>() + more
     }
 
     fn from_bits(bits: u64) -> Option<Kind> {
@@ -263,6 +278,35 @@ impl Kind {
             11 => Kind::CallBlock,
             _ => return None,
         })
+    }
+}
+
+/// Where the messages of a lane start in their records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Starts {
+    /// Behind the header, on the alignment of the lane's messages; a time may stand in between.
+    message: u16,
+    /// Of a message with an [`Envelope`], which has a time.
+    call: u16,
+    /// Whether each message bears the time when it was published.
+    timed: bool,
+}
+
+impl Starts {
+    /// Of a lane for messages of this alignment.
+    pub(crate) fn new(align: usize, timed: bool) -> Starts {
+        let behind = |bytes: usize| (HEADER + bytes).next_multiple_of(align) as u16;
+        Starts {
+            message: behind(if timed { TIME } else { 0 }),
+            call: behind(size_of::<Envelope>()),
+            timed,
+        }
+    }
+
+    /// Whether each message bears a time.
+    #[inline(always)]
+    pub(crate) fn is_timed(self) -> bool {
+        self.timed
     }
 }
 

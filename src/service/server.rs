@@ -487,10 +487,10 @@ impl<R: ShmRequest> Call<'_, R> {
         clock::moment_of(self.said.deadline)
     }
 
-    /// When the request was sent, where it says so: it does if it has a deadline, or a
-    /// [trace](crate#features).
+    /// When the request was sent, where it says so: it does if it has a deadline or a
+    /// [trace](crate#features), and with [`Config::timestamps`](crate::Config).
     pub fn published(&self) -> Option<Instant> {
-        clock::moment_of(self.said.published)
+        clock::moment_of(self.said.published).or_else(|| self.view().published())
     }
 
     /// How many requests came before it on its lane; see [`View::sequence`](crate::View::sequence).

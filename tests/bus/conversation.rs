@@ -183,7 +183,7 @@ fn nothing_and_much() {
     let large = Config {
         max_message: 65 << 20,
         memory_limit: 1 << 30,
-        wait: Wait::Adaptive,
+        ..Config::default()
     };
     let bus = large.open(&name("large")).expect("the bus opens");
     served(&bus, Wait::Adaptive, || {

@@ -1,6 +1,6 @@
 //! One-way messages that their receiver does not take as fast as they come.
 
-use shmbus::{Bytes, Config, SendError, ShmMessage, Wait};
+use shmbus::{Bytes, Config, SendError, ShmMessage};
 
 use crate::support::{name, together};
 
@@ -18,7 +18,7 @@ fn a_stream_of_loans_waits_for_its_receiver() {
     let config = Config {
         max_message: 1 << 20,
         memory_limit: 64 << 20,
-        wait: Wait::Adaptive,
+        ..Config::default()
     };
     let bus = config.open(&name("loans")).expect("the bus opens");
     let mut receiver = bus.receiver::<Chunk>("chunks").expect("nobody else does");

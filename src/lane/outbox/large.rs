@@ -11,9 +11,10 @@ use super::{MOST_INLINE, Outbox, REFERENCE, Stop, To};
 use crate::error::{MemoryError, SendError};
 use crate::lane::stage::write_behind_header;
 use crate::memory::arena::Block;
-use crate::memory::layout::{CELL, Envelope, Kind, SegmentRef};
+use crate::memory::layout::{CELL, Envelope, Kind, SegmentRef, TIME};
 use crate::memory::loan::BEFORE;
 use crate::message::{Loans, ShmMessage, SlotWriter, Wanted, encode};
+use crate::sys::clock;
 
 impl Outbox {
     /// Archives into a block of the slab: `needed` bytes, or around the elements of a loan.
@@ -172,16 +173,18 @@ impl Outbox {
             return Err(Stop::Wait);
         }
         let space = self.ring.here(1);
+        let kind = to.kind.in_block();
         let mut said = [0; REFERENCE + size_of::<Envelope>()];
-        said[..REFERENCE].copy_from_slice(bytes_of(&reference));
-        said[REFERENCE..].copy_from_slice(bytes_of(&to.envelope));
-        let len = if to.kind == Kind::Call {
-            said.len()
-        } else {
-            REFERENCE
-        };
+        let (at, more) = said.split_at_mut(REFERENCE);
+        at.copy_from_slice(bytes_of(&reference));
+        if to.kind == Kind::Call {
+            more.copy_from_slice(bytes_of(&to.envelope));
+        } else if self.starts.is_timed() {
+            more[..TIME].copy_from_slice(bytes_of(&clock::now()));
+        }
+        let len = kind.block_len(self.starts);
         write_behind_header(&space, &said[..len]);
-        let record = (to.kind.in_block(), len as u16, to.tag);
+        let record = (kind, len as u16, to.tag);
         let mut sent = self.ring.publish(&space, record, 1, Some(block.clone()));
         if sent.is_err() && self.collect()? {
             sent = self.ring.publish(&space, record, 1, Some(block.clone()));

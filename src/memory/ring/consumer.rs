@@ -5,8 +5,8 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::super::layout::{
-    CELL, Cell, Envelope, HEADER, Header, Kind, MOST_CELLS, MOST_REASON, ReceiverBlock, SegmentRef,
-    SenderBlock, cells_for, is_stamped, is_stamped_as, len_of, next_of, stamp_of, tag_of,
+    CELL, Cell, HEADER, Header, Kind, MOST_CELLS, MOST_REASON, ReceiverBlock, SegmentRef,
+    SenderBlock, Starts, cells_for, is_stamped, is_stamped_as, len_of, next_of, stamp_of, tag_of,
 };
 use super::super::shared::Shared;
 use super::{Cells, Spot};
@@ -50,8 +50,7 @@ pub(crate) enum Polled {
 /// The receiving half of a ring.
 pub(crate) struct Consumer {
     cells: Cells,
-    /// Where a payload starts behind the start of its record: eight bytes, or its alignment.
-    start: usize,
+    starts: Starts,
     at: usize,
     /// How far the last record was from the one before it.
     stride: usize,
@@ -65,12 +64,12 @@ pub(crate) struct Consumer {
 }
 
 impl Consumer {
-    /// A ring whose first cells are these. A payload starts `start` bytes behind its record.
-    pub(crate) fn new(cells: Shared<[Cell]>, start: usize, back: Arc<HandBack>) -> Consumer {
+    /// A ring whose first cells are these, and where messages start in its records.
+    pub(crate) fn new(cells: Shared<[Cell]>, starts: Starts, back: Arc<HandBack>) -> Consumer {
         let cells = Cells::new(cells);
         Consumer {
             cells,
-            start,
+            starts,
             at: 0,
             stride: 1,
             sequence: 0,
@@ -98,7 +97,7 @@ impl Consumer {
             return None;
         }
         let next = next_of(word);
-        let record = self.record(spot, kind, word, self.start)?;
+        let record = self.record(spot, kind, word, kind.start(self.starts))?;
         if next >= self.cells.count {
             return None;
         }
@@ -211,6 +210,15 @@ impl Consumer {
         Ok(())
     }
 
+    /// Where it stands when a message was published, whose record starts in this cell; `None` where the
+    /// lane's sender does not say that. A word of the cell, on its alignment.
+    pub(crate) fn time(&self, cell: u16, in_block: bool) -> Option<NonNull<u64>> {
+        let at = HEADER + if in_block { size_of::<SegmentRef>() } else { 0 };
+        let spot = self.cells.spot(cell.into())?;
+        let time = spot.start().map_addr(|a| a.saturating_add(at)).cast();
+        self.starts.is_timed().then_some(time)
+    }
+
     /// Hands a record back, at the latest with the next [`flush`](Self::flush).
     ///
     /// Some are gathered, so that a stream of messages does not cost a shared write each.
@@ -265,13 +273,13 @@ impl Consumer {
 
     fn read(&self, spot: Spot<'_>, header: Header, word: u64) -> Result<Record, Fault> {
         let len = usize::from(header.len);
-        const REFERENCE: usize = size_of::<SegmentRef>();
         let (start, fixed) = match header.kind {
             Kind::Inline | Kind::Item | Kind::Error | Kind::Call => {
-                (header.kind.start(self.start), len)
+                (header.kind.start(self.starts), len)
             }
-            Kind::Block | Kind::Extend | Kind::ItemBlock | Kind::ErrorBlock => (HEADER, REFERENCE),
-            Kind::CallBlock => (HEADER, REFERENCE + size_of::<Envelope>()),
+            Kind::Block | Kind::Extend | Kind::ItemBlock | Kind::ErrorBlock | Kind::CallBlock => {
+                (HEADER, header.kind.block_len(self.starts))
+            }
             Kind::Jump => (HEADER, 0),
             Kind::Failed => (HEADER, len.clamp(1, MOST_REASON)),
         };

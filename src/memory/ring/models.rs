@@ -8,7 +8,7 @@ use std::sync::Arc;
 use loom::thread::{spawn, yield_now};
 
 use super::super::layout::{
-    Bell, CELL, Cell, HEADER, Header, Kind, ReceiverBlock, SenderBlock, stamp_of,
+    Bell, CELL, Cell, HEADER, Header, Kind, ReceiverBlock, SenderBlock, Starts, stamp_of,
 };
 use super::super::shared::Shared;
 use super::{Consumer, HandBack, NoRoom, Polled, Producer, Record, Space};
@@ -54,7 +54,7 @@ impl Lane {
         producer.narrow(usable);
         Lane {
             producer,
-            consumer: Consumer::new(cells.clone(), HEADER, Arc::new(back)),
+            consumer: Consumer::new(cells.clone(), Starts::new(8, false), Arc::new(back)),
             cells,
             sender,
             receiver,

@@ -3,7 +3,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::super::layout::{Bell, CELL, Cell, HEADER, Kind, ReceiverBlock, SenderBlock, cells_for};
+use super::super::layout::{
+    Bell, CELL, Cell, HEADER, Kind, ReceiverBlock, SenderBlock, Starts, cells_for,
+};
 use super::super::shared::Shared;
 use super::{Consumer, HandBack, NoRoom, Polled, Producer, Record, Space};
 use crate::error::Fault;
@@ -37,7 +39,11 @@ fn back(receiver: &Shared<ReceiverBlock>) -> HandBack {
 fn pair(count: usize) -> (Producer, Consumer, Shared<ReceiverBlock>, Shared<[Cell]>) {
     let (cells, receiver) = (cells(count), Shared::heap(ReceiverBlock::new()));
     let producer = Producer::new(cells.clone(), receiver.clone());
-    let consumer = Consumer::new(cells.clone(), HEADER, Arc::new(back(&receiver)));
+    let consumer = Consumer::new(
+        cells.clone(),
+        Starts::new(8, false),
+        Arc::new(back(&receiver)),
+    );
     (producer, consumer, receiver, cells)
 }
 

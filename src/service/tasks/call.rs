@@ -294,7 +294,7 @@ impl<R: ShmRequest> AsyncCall<R> {
 
     /// When the request was sent, where it says so; see [`Call::published`](crate::Call::published).
     pub fn published(&self) -> Option<Instant> {
-        clock::moment_of(self.said.published)
+        clock::moment_of(self.said.published).or_else(|| self.request.published())
     }
 
     /// How many requests came before it on its lane; see [`View::sequence`](crate::View::sequence).
