@@ -103,6 +103,11 @@ impl Inbox {
         &self.link
     }
 
+    /// The alignment of its messages, of all that is in them.
+    pub(crate) fn align(&self) -> usize {
+        self.align
+    }
+
     pub(crate) fn line(&self) -> &Line {
         &self.line
     }

@@ -15,6 +15,7 @@ use rkyv::util::AlignedVec;
 
 use super::Inbox;
 use super::inbox::{Message, Received};
+use crate::memory::layout::CELL;
 use crate::memory::ring::HandBack;
 use crate::memory::segment::PeerSegment;
 use crate::message::{CodecError, ShmMessage, to_owned};
@@ -205,7 +206,19 @@ enum Store {
         cell: u16,
         _segment: Arc<PeerSegment>,
     },
-    Copied(AlignedVec<64>),
+    Copied(AlignedVec<NARROW>),
+    CopiedWide(AlignedVec<CELL>),
+}
+
+/// The alignment that an allocator gives without being asked, which is much quicker.
+const NARROW: usize = 16;
+
+/// Copies bytes to this alignment, and says where they are then.
+fn copy<const ALIGN: usize>(bytes: &[u8]) -> (AlignedVec<ALIGN>, NonNull<u8>) {
+    let mut copy = AlignedVec::with_capacity(bytes.len().max(ALIGN));
+    copy.extend_from_slice(bytes);
+    let start = NonNull::from(copy.as_mut_slice()).cast();
+    (copy, start)
 }
 
 impl Drop for Store {
@@ -277,21 +290,26 @@ impl<T: ShmMessage> Kept<T> {
                 _store: store,
             };
         }
-        let mut copy = AlignedVec::<64>::with_capacity(bytes.len());
         // SAFETY: by 2. the record is still held, and its range was checked.
-        copy.extend_from_slice(unsafe { bytes.as_ref() });
+        let original = unsafe { bytes.as_ref() };
+        let (store, start) = if inbox.align() <= NARROW {
+            let (copy, start) = copy(original);
+            (Store::Copied(copy), start)
+        } else {
+            let (copy, start) = copy(original);
+            (Store::CopiedWide(copy), start)
+        };
         inbox.hand_back(cell, false);
         let offset = archived.addr().get() - bytes.cast::<u8>().addr().get();
         // SAFETY: by 1. the root lies so many bytes behind the start, in the copy as in the original;
-        // relative pointers and alignment are the same in both.
-        let root = unsafe { copy.as_mut_ptr().add(offset) };
-        // SAFETY: a pointer into a vector, or just behind an empty one, is not null.
-        let archived = unsafe { NonNull::new_unchecked(root) }.cast();
+        // relative pointers are the same in both, and so is alignment, up to that of the lane's
+        // messages.
+        let archived = unsafe { start.add(offset) }.cast();
         Kept {
             archived,
             number,
             published,
-            _store: Store::Copied(copy),
+            _store: store,
         }
     }
 
