@@ -17,7 +17,7 @@ use crate::link::node::{Incident, Node, Reach};
 use crate::link::place::{self, Place};
 use crate::message::{ShmMessage, ShmRequest};
 use crate::service::{
-    AsyncCall, AsyncClient, AsyncServer, Client, Receiver, Sender, Server, Serving,
+    AsyncCall, AsyncClient, AsyncServer, Client, Receiver, Sender, Server, Services, Serving,
 };
 use crate::sys::socket::Socket;
 use crate::wait::Wait;
@@ -387,12 +387,50 @@ impl Bus {
     /// drop(serving); // what was taken is answered, and the threads end
     /// # Ok(()) }
     /// ```
-    pub fn serve<R, H>(&self, threads: usize, handler: H) -> Result<Serving<R>, ConnectError>
+    pub fn serve<R, H>(&self, threads: usize, handler: H) -> Result<Serving, ConnectError>
     where
         R: ShmRequest,
         H: Fn(&AsyncCall<R>) -> Result<R::Reply, R::Error> + Send + Sync + 'static,
     {
-        Serving::start(&self.shared, threads, handler)
+        Ok(self.services().on(handler)?.start(threads)?)
+    }
+
+    /// Answers several services by one pool of threads: as [`serve`](Self::serve), for more than one.
+    ///
+    /// They are looked at in the order in which they are added, so those that must not wait come first:
+    /// what a user waits for before an index that is built meanwhile. A handler that works is not
+    /// interrupted, so a pool has a thread more than there are long ones at once.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use shmbus::{Bus, ShmMessage};
+    ///
+    /// #[derive(ShmMessage)]
+    /// #[shm(service = "double", reply = Number)]
+    /// struct Double { number: u32 }
+    ///
+    /// #[derive(ShmMessage)]
+    /// #[shm(service = "sum", reply = Number)]
+    /// struct Sum { numbers: Vec<u32> }
+    ///
+    /// #[derive(ShmMessage)]
+    /// struct Number { number: u32 }
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-services")?;
+    /// let serving = bus
+    ///     .services()
+    ///     .on::<Double, _>(|call| Ok(Number { number: call.number.to_native() * 2 }))?
+    ///     .on::<Sum, _>(|call| Ok(Number { number: call.numbers.iter().map(|n| n.to_native()).sum() }))?
+    ///     .start(2)?;
+    ///
+    /// assert_eq!(bus.client::<Double>()?.call(&Double { number: 21 })?.number, 42);
+    /// assert_eq!(bus.client::<Sum>()?.call(&Sum { numbers: vec![1, 2, 3] })?.number, 6);
+    /// # Ok(()) }
+    /// ```
+    pub fn services(&self) -> Services {
+        Services::new(&self.shared)
     }
 
     /// Connects to the service of the request `R`, for any number of tasks and threads.

@@ -37,6 +37,17 @@
 //! Errors, streams, cancelling, deadlines, and how to port a service of tarpc, tonic or lsp-server, are
 //! shown in [`docs/conversation.md`](https://github.com/shmbus/shmbus/blob/main/docs/conversation.md).
 //!
+//! # Features
+//!
+//! None is on by default.
+//!
+//! | feature | what it adds |
+//! |---|---|
+//! | `futures` | [`AsyncItems`] is a `futures_core::Stream` |
+//! | `json` | schemas as JSON, and archived messages as `serde_json::Value` |
+//! | `tokio` | `Driver::run_on_tokio` |
+//! | `tracing` | a span on each side of a call, of one trace |
+//!
 //! # Trust
 //!
 //! Memory is written by its owner only: the kernel refuses a peer every write. What a peer wrote is
@@ -96,7 +107,8 @@ pub use message::{CodecError, Nothing, ShmMessage, ShmRequest, schema_of};
 pub use rkyv;
 #[cfg(not(loom))]
 pub use service::{
-    AsyncCall, AsyncClient, AsyncItems, AsyncServer, Next, Pending, Sending, Serving, Task,
+    AsyncCall, AsyncClient, AsyncItems, AsyncServer, Next, Pending, Sending, Services, Serving,
+    Task,
 };
 #[cfg(not(loom))]
 pub use service::{Call, Client, Items, Receiver, Sender, Server};

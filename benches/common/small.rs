@@ -1,7 +1,7 @@
 //! The call of a small message, beside which most others are told.
 
 use anyhow::{Result, ensure};
-use shmbus::{Bus, Server};
+use shmbus::Bus;
 
 use super::messages::Small;
 use super::report::Figures;
@@ -31,16 +31,11 @@ pub fn parent(run: &Run) -> Result<Figures> {
     Ok(quantiles(&times))
 }
 
-/// Answers each call.
+/// Answers each call until the parent is done.
 pub fn child(run: &Run) -> Result<()> {
     let bus = Bus::from_parent()?;
     let mut server = bus.server::<Small>()?;
     server.set_wait(run.mode.wait());
-    answer(run, server)
-}
-
-/// Answers each call until the parent is done.
-pub fn answer(run: &Run, mut server: Server<Small>) -> Result<()> {
     let mut reply = Small::new();
     let mut id = 0;
     while let Some(call) = server.next()? {

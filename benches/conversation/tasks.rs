@@ -1,5 +1,8 @@
 //! Calls of tasks, and a small call behind a large one.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use anyhow::{Result, ensure};
 use shmbus::{Config, ShmMessage};
 use tokio::runtime::{Builder, Runtime};
@@ -7,7 +10,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::common::messages::{Small, Sum};
 use crate::common::pages;
 use crate::common::report::Figures;
-use crate::common::{Histogram, Peer, Run, START, histogram, quantiles, small as plain};
+use crate::common::{Histogram, Peer, Run, START, histogram, quantiles};
 use crate::drive::drive;
 
 /// Bytes of a large request: 40 MiB.
@@ -131,14 +134,28 @@ fn upload_and_call(run: &Run) -> Result<(Histogram, Histogram)> {
     Ok((behind, uploads))
 }
 
-/// Reads uploads on a thread of their own, and answers small calls on this one. They may run on either
-/// processor: one alone would have the small call wait for the reading of the large one.
+/// Answers both by one pool, which looks at the small call first and has a thread for it while an upload
+/// is read. They may run on either processor: one alone would have the small call wait for that reading.
 pub fn behind_child(run: &Run) -> Result<()> {
     run.unpin()?;
     let bus = config(run).from_parent()?;
-    let _uploads = bus.serve::<Upload, _>(1, |call| {
+    let seen = Arc::new(AtomicU64::new(0));
+    let pool = bus.services().on::<Small, _>({
+        let seen = seen.clone();
+        move |call| {
+            // One is asked after the other.
+            let id = seen.fetch_add(1, Ordering::Relaxed) + 1;
+            assert!(call.carries(id), "request {id} came changed");
+            let mut reply = Small::new();
+            reply.number(id + 1);
+            Ok(reply)
+        }
+    })?;
+    let pool = pool.on::<Upload, _>(|call| {
         let sum = pages::sum(call.content.as_slice());
         Ok(Sum { sum })
     })?;
-    plain::answer(run, bus.server::<Small>()?)
+    // Until the parent is gone.
+    pool.start(2)?.join();
+    run.all_came(seen.load(Ordering::Relaxed))
 }

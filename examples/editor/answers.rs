@@ -19,7 +19,7 @@ const SLICE: Duration = Duration::from_micros(100);
 const ALIKE: usize = 4;
 
 /// Answers what is asked at each keystroke.
-pub fn serve_suggestions(bus: &Bus, engine: Arc<RwLock<Engine>>) -> Result<Serving<Suggest>> {
+pub fn serve_suggestions(bus: &Bus, engine: Arc<RwLock<Engine>>) -> Result<Serving> {
     let given_up = AtomicU64::new(0);
     let suggest = move |call: &AsyncCall<Suggest>| {
         let start = Instant::now();
@@ -45,7 +45,7 @@ pub fn serve_suggestions(bus: &Bus, engine: Arc<RwLock<Engine>>) -> Result<Servi
 }
 
 /// Answers questions, token by token.
-pub fn serve_chat(bus: &Bus, engine: Arc<RwLock<Engine>>) -> Result<Serving<Prompt>> {
+pub fn serve_chat(bus: &Bus, engine: Arc<RwLock<Engine>>) -> Result<Serving> {
     let cancelled = AtomicU64::new(0);
     let chat = move |call: &AsyncCall<Prompt>| {
         let text = {

@@ -25,7 +25,8 @@ pub use items::Items;
 pub use one_way::{Receiver, Sender};
 pub use server::{Call, Server};
 pub use tasks::{
-    AsyncCall, AsyncClient, AsyncItems, AsyncServer, Next, Pending, Sending, Serving, Task,
+    AsyncCall, AsyncClient, AsyncItems, AsyncServer, Next, Pending, Sending, Services, Serving,
+    Task,
 };
 
 /// The most cells of replies that a client holds before it refuses to call again. A server's lane

@@ -207,3 +207,65 @@ fn what_was_taken_is_answered_and_what_waits_is_refused() {
         }
     }
 }
+
+#[derive(ShmMessage)]
+#[shm(service = "urgent", reply = Done)]
+struct Urgent {
+    id: u64,
+}
+
+/// One thread for two services: what must not wait is taken first, however long the other one's queue is.
+#[test]
+fn a_pool_takes_requests_of_earlier_services_first() {
+    const WAITING: u64 = 100;
+    let _together = together();
+    let name = name("priorities");
+    let (here, there) = (open(&name), open(&name));
+    let barrier = Arc::new(Barrier::new(2));
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let done = |id: u64, order: &Mutex<Vec<u64>>| {
+        order.lock().expect("nobody panics").push(id);
+        Done { id }
+    };
+    let serving = here
+        .services()
+        .on::<Urgent, _>({
+            let order = order.clone();
+            move |call| Ok(done(call.id.to_native(), &order))
+        })
+        .expect("nobody else serves")
+        .on::<Work, _>({
+            let (order, barrier) = (order.clone(), barrier.clone());
+            move |call| {
+                if call.id == 0 {
+                    barrier.wait();
+                    barrier.wait();
+                }
+                Ok(done(call.id.to_native(), &order))
+            }
+        })
+        .expect("nobody else serves")
+        .start(1)
+        .expect("a thread starts");
+    let work = there.async_client::<Work>().expect("a server is there");
+    let urgent = there.async_client::<Urgent>().expect("a server is there");
+    let requests: Vec<_> = (0..=WAITING).map(|id| Work { id, what: 0 }).collect();
+    let pending: Vec<_> = requests.iter().map(|request| work.call(request)).collect();
+    barrier.wait();
+    // All of the others wait now, and the urgent ones behind them.
+    let requests = [WAITING + 1, WAITING + 2].map(|id| Urgent { id });
+    let hurried = requests.each_ref().map(|request| urgent.call(request));
+    barrier.wait();
+    for (id, pending) in (WAITING + 1..).zip(hurried) {
+        assert_eq!(pending.wait().expect("it is answered").id, id);
+    }
+    for (id, pending) in (0..).zip(pending) {
+        assert_eq!(pending.wait().expect("it is answered").id, id);
+    }
+    drop(serving);
+    let expected: Vec<_> = [0, WAITING + 1, WAITING + 2]
+        .into_iter()
+        .chain(1..=WAITING)
+        .collect();
+    assert_eq!(*order.lock().expect("nobody panics"), expected);
+}

@@ -7,12 +7,14 @@ use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use bytemuck::Pod;
+
 use super::block::block_on;
 use super::claim::{Claim, Claims};
 use super::strand::Strand;
 use crate::bus::Shared as BusShared;
 use crate::error::{CallError, ConnectError, Fault, SendError};
-use crate::lane::{Inbox, Kept, Message, Role};
+use crate::lane::{Bulk, Bytes, Inbox, Kept, Message, Role};
 use crate::link::lock;
 use crate::memory::layout::MOST_OPEN;
 use crate::message::{ShmMessage, ShmRequest};
@@ -122,13 +124,17 @@ impl<R: ShmRequest> AsyncClient<R> {
         Pending::new(self, request, Instant::now().checked_add(timeout))
     }
 
-    /// Sends a request, and returns the stream of items that the server answers with.
+    /// Sends a request, at once where there is room, and gives the stream of items that the server
+    /// answers with.
     ///
     /// # Errors
     ///
     /// As [`call`](Self::call), as far as they come from sending.
-    pub async fn stream(&self, request: &R) -> Result<AsyncItems<R>, CallError<R::Error>> {
-        Self::stream_by(self.call(request)).await
+    pub fn stream<'a>(
+        &'a self,
+        request: &'a R,
+    ) -> impl Future<Output = Result<AsyncItems<R>, CallError<R::Error>>> + 'a {
+        Self::stream_by(self.call(request))
     }
 
     /// As [`stream`](Self::stream), with at most so long until its end: the deadline travels with the
@@ -137,12 +143,12 @@ impl<R: ShmRequest> AsyncClient<R> {
     /// # Errors
     ///
     /// As [`stream`](Self::stream).
-    pub async fn stream_timeout(
-        &self,
-        request: &R,
+    pub fn stream_timeout<'a>(
+        &'a self,
+        request: &'a R,
         timeout: Duration,
-    ) -> Result<AsyncItems<R>, CallError<R::Error>> {
-        Self::stream_by(self.call_timeout(request, timeout)).await
+    ) -> impl Future<Output = Result<AsyncItems<R>, CallError<R::Error>>> + 'a {
+        Self::stream_by(self.call_timeout(request, timeout))
     }
 
     async fn stream_by(mut pending: Pending<'_, R>) -> Result<AsyncItems<R>, Error<R>> {
@@ -153,6 +159,25 @@ impl<R: ShmRequest> AsyncClient<R> {
             _claim: pending.claim.take(),
             calling: std::mem::take(&mut pending.calling),
         })
+    }
+
+    /// Borrows memory of the slab to fill; see [`Client::loan_bytes`](crate::Client::loan_bytes).
+    ///
+    /// # Errors
+    ///
+    /// [`SendError::TooLarge`], [`SendError::Memory`].
+    pub fn loan_bytes(&self, len: usize) -> Result<Bytes, SendError> {
+        self.loan_slice(len)
+    }
+
+    /// Borrows memory of the slab to fill with numbers; see
+    /// [`Client::loan_slice`](crate::Client::loan_slice).
+    ///
+    /// # Errors
+    ///
+    /// [`SendError::TooLarge`], [`SendError::Memory`].
+    pub fn loan_slice<T: Pod>(&self, len: usize) -> Result<Bulk<T>, SendError> {
+        self.inner.first.loan(len)
     }
 
     /// The process that serves.

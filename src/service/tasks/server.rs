@@ -12,7 +12,7 @@ use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::task::{Context, Poll, Waker};
 
 use super::block::block_on;
@@ -34,7 +34,7 @@ use crate::wait::tasks::Drive;
 use crate::wait::{Wait, Waiter};
 
 /// How often a task looks for itself, before it leaves that to the quiet thread.
-const LOOKS: usize = 500;
+pub(super) const LOOKS: usize = 500;
 /// After so many requests that are not delivered, others have their turn.
 const TURN: usize = 1024;
 
@@ -164,34 +164,15 @@ impl<R: ShmRequest> AsyncServer<R> {
         self.core.enter(|state| {
             loop {
                 for _ in 0..looks {
-                    // In this order: what came before the end is still taken.
-                    let ended = self.core.port.has_ended();
-                    let stops = self.core.stops.load(Ordering::Relaxed);
-                    match state.take::<R>() {
-                        Take::Found(found) => {
-                            let call = AsyncCall::new(found, self.core.clone());
-                            if stops {
-                                call.refuse(Failure::Stopping, "");
-                                state.refused += 1;
-                                if state.refused < state.hub.lanes() * MOST_OPEN {
-                                    state.woken.push(cx.waker().clone());
-                                    return Poll::Pending;
-                                }
-                                // As many as can have waited: whoever asks on is told by the end.
-                                return Poll::Ready(Ok(None));
-                            }
-                            return Poll::Ready(Ok(Some(call)));
-                        }
-                        Take::Refused => {
+                    match self.look(state) {
+                        Look::Found(call) => return Poll::Ready(Ok(Some(call))),
+                        Look::Ended => return Poll::Ready(Ok(None)),
+                        Look::More => {
                             state.woken.push(cx.waker().clone());
                             return Poll::Pending;
                         }
-                        Take::Empty => {}
+                        Look::Nothing => std::hint::spin_loop(),
                     }
-                    if ended || stops {
-                        return Poll::Ready(Ok(None));
-                    }
-                    std::hint::spin_loop();
                 }
                 if self.core.wait == Wait::Spin {
                     state.woken.push(cx.waker().clone());
@@ -204,6 +185,62 @@ impl<R: ShmRequest> AsyncServer<R> {
             }
         })
     }
+
+    /// Looks for a request once, for one who looks at other servers, too. With a waker, it is woken when
+    /// there is something where there was nothing.
+    pub(super) fn look_once(&self, waker: Option<&Waker>) -> Look<R> {
+        if self.core.origin.is_forked() {
+            return Look::Ended;
+        }
+        let Some(waker) = waker else {
+            // Where another thread has the lock, it looks.
+            return self.core.try_enter(|state| self.look(state));
+        };
+        self.core.enter(|state| match self.look(state) {
+            Look::Nothing => {
+                add(&mut state.next, waker);
+                match state.hub.listen() {
+                    true => Look::More,
+                    false => Look::Nothing,
+                }
+            }
+            found => found,
+        })
+    }
+
+    fn look(&self, state: &mut State) -> Look<R> {
+        // In this order: what came before the end is still taken.
+        let ended = self.core.port.has_ended();
+        let stops = self.core.stops.load(Ordering::Relaxed);
+        match state.take::<R>() {
+            Take::Found(found) => {
+                let call = AsyncCall::new(found, self.core.clone());
+                if !stops {
+                    return Look::Found(call);
+                }
+                call.refuse(Failure::Stopping, "");
+                state.refused += 1;
+                match state.refused < state.hub.lanes() * MOST_OPEN {
+                    true => Look::More,
+                    // As many as can have waited: whoever asks on is told by the end.
+                    false => Look::Ended,
+                }
+            }
+            Take::Refused => Look::More,
+            Take::Empty if ended || stops => Look::Ended,
+            Take::Empty => Look::Nothing,
+        }
+    }
+}
+
+/// What a look for a request came to.
+pub(super) enum Look<R: ShmRequest> {
+    Found(AsyncCall<R>),
+    Nothing,
+    /// Nothing to be delivered; there may be more.
+    More,
+    /// There will be no more.
+    Ended,
 }
 
 impl Core {
@@ -213,7 +250,19 @@ impl Core {
 
     /// Does something under the lock, and then wakes whom that concerns.
     pub(super) fn enter<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
-        let mut state = self.lock();
+        Self::enter_locked(self.lock(), work)
+    }
+
+    /// As [`enter`](Self::enter), where nobody else has the lock.
+    fn try_enter<R: ShmRequest>(&self, look: impl FnOnce(&mut State) -> Look<R>) -> Look<R> {
+        match self.state.try_lock() {
+            Ok(state) => Self::enter_locked(state, look),
+            Err(TryLockError::Poisoned(state)) => Self::enter_locked(state.into_inner(), look),
+            Err(TryLockError::WouldBlock) => Look::Nothing,
+        }
+    }
+
+    fn enter_locked<T>(mut state: MutexGuard<'_, State>, work: impl FnOnce(&mut State) -> T) -> T {
         let done = work(&mut state);
         let woken = std::mem::take(&mut state.woken);
         drop(state);

@@ -12,8 +12,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Instant;
 
+use bytemuck::Pod;
+
 use crate::error::{CallError, SendError};
-use crate::lane::{Inbox, Message, Outbox, To};
+use crate::lane::{Bulk, Inbox, Message, Outbox, To};
 use crate::message::ShmRequest;
 use crate::service::MOST_HELD;
 use crate::service::calls::Calls;
@@ -107,6 +109,14 @@ impl Strand {
     pub(super) fn has_place(&self) -> bool {
         let state = self.lock();
         state.outbox.line().is_closed() || !state.is_full() && state.calls.has_next()
+    }
+
+    /// Memory of our own to fill in place.
+    pub(super) fn loan<T: Pod>(&self, len: usize) -> Result<Bulk<T>, SendError> {
+        if self.is_forked() {
+            return Err(SendError::Forked);
+        }
+        self.lock().outbox.loan(len)
     }
 
     pub(super) fn pid(&self) -> u32 {
