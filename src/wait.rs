@@ -268,13 +268,14 @@ impl Sleeper {
 
     /// Wakes the sleeper, for a peer that found nobody in the kernel.
     pub(crate) fn rouse(&self) {
+        // SYNC(poke): either the look of who waits, after its barrier, sees the poke, or we see that it
+        // waits: its bell odd, or its port attached.
+        fence(Ordering::SeqCst);
         #[cfg(not(loom))]
         if let Some((port, due)) = self.tasks.get() {
             due.push(port.clone());
             return;
         }
-        // SYNC(poke): either the sleeper's look after its barrier sees the poke, or we see it odd.
-        fence(Ordering::SeqCst);
         let word = self.bell.word.load(Ordering::Relaxed);
         if word % 2 == 1 {
             self.awake(word);

@@ -208,6 +208,7 @@ impl Inbox {
         &mut self,
         message: Received,
     ) -> Option<NonNull<T::Archived>> {
+        debug_assert_ne!(message.role, Role::Failed, "text has no alignment");
         // SAFETY: the range was checked to lie in a mapping that this inbox, or the message, keeps.
         // An honest sender does not write it before it is handed back; what a malicious one can do
         // is said in the crate's documentation, under trust.

@@ -18,7 +18,7 @@ pub use bulk::{Bulk, Bytes};
 pub(crate) use inbox::{Inbox, Message, Received, Role};
 pub(crate) use open::{Offered, complete, lay_door, offer_end};
 pub(crate) use outbox::{Outbox, To};
-pub(crate) use view::Held;
+pub(crate) use view::{Held, is_large};
 pub use view::{Kept, View};
 
 /// The cells that each lane of a call starts with: 4 KiB, which stay in the nearest cache.

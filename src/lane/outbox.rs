@@ -252,12 +252,10 @@ impl Outbox {
                 return self.publish_staged(&stage, start, len, to);
             }
         }
-        // The last cells of a lane of replies are for answers of one cell, so that none is left out.
-        let is_short = self.parts.grows_when_full && self.ring.is_crowded();
-        let most = if is_short { 1 } else { MOST_INLINE / CELL };
+        let most = self.most_cells(to).min(MOST_INLINE / CELL);
         let mut space = self.ring.here(most);
-        if space.bytes() < self.last * CELL && !is_short {
-            space = self.space_for_another()?;
+        if space.bytes() < self.last * CELL && self.last <= most {
+            space = self.space_for_another(most)?;
         }
         let capacity = space.bytes().saturating_sub(start);
         let mut loans = Loans::None;
@@ -268,12 +266,25 @@ impl Outbox {
         self.send_elsewhere(value, start, needed, loans.into_wanted(), to)
     }
 
+    /// The most cells that a message may take: on a lane of replies fewer than elsewhere, so that none is left
+    /// out.
+    #[inline(always)]
+    fn most_cells(&self, to: To) -> usize {
+        // With a header, before a message as long as may be.
+        const MOST: usize = MOST_INLINE / CELL + 1;
+        if self.parts.grows_when_full {
+            self.ring.most_of_reply(to.kind == Kind::Item).min(MOST)
+        } else {
+            MOST
+        }
+    }
+
     /// Cells for a message as long as the last one, where the row from the reserved cell on is too
     /// short: found before it is archived in vain.
     #[cold]
-    fn space_for_another(&mut self) -> Result<Space, Stop> {
+    fn space_for_another(&mut self, most: usize) -> Result<Space, Stop> {
         self.collect()?;
-        let here = self.ring.here(MOST_INLINE / CELL);
+        let here = self.ring.here(most);
         if here.bytes() >= self.last * CELL {
             return Ok(here);
         }
@@ -366,7 +377,7 @@ impl Outbox {
             return self.send_large(value, needed, wanted, to);
         }
         let cells = cells_for(start, needed);
-        if cells > 1 && self.parts.grows_when_full && self.ring.is_crowded() {
+        if cells > self.most_cells(to) {
             return self.send_large(value, needed, None, to);
         }
         if cells * 4 > self.ring.longest_row() {
@@ -443,6 +454,19 @@ impl Outbox {
         Ok(())
     }
 
+    /// Whether a segment was announced that the peer's socket has not taken.
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.is_stuck
+    }
+
+    /// Ends the link, for what is lacking here: the peer did nothing wrong.
+    #[cold]
+    pub(crate) fn give_up(&self, what: String) {
+        let OutboxParts { node, link, .. } = &self.parts;
+        node.report(link.pid(), what);
+        link.die(None);
+    }
+
     fn collect(&mut self) -> Result<bool, SendError> {
         self.ring.collect().map_err(|fault| {
             self.parts.link.die(Some(fault));
@@ -451,7 +475,7 @@ impl Outbox {
     }
 
     #[cold]
-    fn closed(&self) -> SendError {
+    pub(crate) fn closed(&self) -> SendError {
         SendError::Closed {
             pid: self.parts.link.pid(),
             fault: self.parts.link.fault(),

@@ -21,6 +21,13 @@ use crate::memory::segment::PeerSegment;
 use crate::message::{CodecError, ShmMessage, to_owned};
 use crate::sys::clock;
 
+/// Whether a record is worth handing back at once: a block is large, and warm in the caches; and what takes
+/// many cells may be all that its sender waits for.
+#[inline(always)]
+pub(crate) fn is_large(cells: u16, in_block: bool) -> bool {
+    in_block || cells >= 8
+}
+
 /// A record that is held: handed back when dropped.
 pub(crate) struct Held<'a> {
     inbox: &'a RefCell<Inbox>,
@@ -82,8 +89,7 @@ impl Drop for Held<'_> {
     #[inline(always)]
     fn drop(&mut self) {
         self.count.set(self.count.get() - usize::from(self.cells));
-        // A block is worth handing back at once: it is large, and warm in the caches.
-        let at_once = self.segment.is_some();
+        let at_once = is_large(self.cells, self.segment.is_some());
         self.inbox.borrow_mut().hand_back(self.cell, at_once);
     }
 }
@@ -159,7 +165,7 @@ impl<T: ShmMessage> View<'_, T> {
             Kept::new(
                 &mut inbox,
                 archived,
-                (held.cell, held.number, held.bytes),
+                (held.cell, held.cells, held.number, held.bytes),
                 segment,
             )
         }
@@ -256,7 +262,7 @@ impl<T: ShmMessage> Kept<T> {
             Kept::new(
                 inbox,
                 archived,
-                (record.cell, record.number, record.bytes),
+                (record.cell, record.cells, record.number, record.bytes),
                 segment,
             )
         })
@@ -271,7 +277,7 @@ impl<T: ShmMessage> Kept<T> {
     unsafe fn new(
         inbox: &mut Inbox,
         archived: NonNull<T::Archived>,
-        (cell, number, bytes): (u16, u64, NonNull<[u8]>),
+        (cell, cells, number, bytes): (u16, u16, u64, NonNull<[u8]>),
         segment: Option<Arc<PeerSegment>>,
     ) -> Kept<T> {
         let published = inbox.published(cell, segment.is_some());
@@ -299,7 +305,7 @@ impl<T: ShmMessage> Kept<T> {
             let (copy, start) = copy(original);
             (Store::CopiedWide(copy), start)
         };
-        inbox.hand_back(cell, false);
+        inbox.hand_back(cell, is_large(cells, false));
         let offset = archived.addr().get() - bytes.cast::<u8>().addr().get();
         // SAFETY: by 1. the root lies so many bytes behind the start, in the copy as in the original;
         // relative pointers are the same in both, and so is alignment, up to that of the lane's

@@ -1,7 +1,6 @@
 //! Control messages as they come: read a few at a time, checked, and handled one by one.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::node::Node;
@@ -9,6 +8,7 @@ use super::wire::{self, Control, Refusal};
 use super::{Answer, LaneId, Link, lock, place};
 use crate::error::Fault;
 use crate::memory::layout::LAYOUT_VERSION;
+use crate::sys::socket::Descriptors;
 
 /// The most names of ports that are remembered of one peer.
 const MOST_NAMES: usize = 4096;
@@ -66,8 +66,22 @@ impl Link {
         &self,
         node: &Arc<Node>,
         control: Control,
-        mut fds: Vec<OwnedFd>,
+        descriptors: Descriptors,
     ) -> Result<(), Fault> {
+        let mut fds = match (descriptors, &control) {
+            (Descriptors::Came(fds), _) => fds,
+            (Descriptors::Lacking, Control::Bell { bell }) if self.has_said_hello() => {
+                // It is rung by control messages, then.
+                self.rings.lack(*bell);
+                return Ok(());
+            }
+            (Descriptors::Lacking, _) => {
+                let what = "no descriptor is left for what it sent: raise the limit (`ulimit -n`)";
+                node.report(self.pid(), what.to_owned());
+                self.die(None);
+                return Ok(());
+            }
+        };
         let carries = matches!(control, Control::Segment { .. } | Control::Bell { .. });
         if fds.len() != usize::from(carries) {
             let what = "without, or with too many, descriptors";

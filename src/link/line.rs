@@ -52,6 +52,11 @@ impl Line {
         self.closed.load(Ordering::Acquire)
     }
 
+    /// Has its port look around, if it waits.
+    pub(super) fn rouse(&self) {
+        self.sleeper.rouse();
+    }
+
     pub(super) fn close(&self) {
         // SYNC(closed): Release; pairs with Acquire in `is_closed`.
         if self.closed.swap(true, Ordering::Release) {

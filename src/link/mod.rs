@@ -203,10 +203,19 @@ impl Link {
         let flushed = outgoing.flush(&self.socket);
         self.watch(&outgoing);
         drop(outgoing);
-        flushed.unwrap_or_else(|_| {
-            self.die(None);
-            true
-        })
+        match flushed {
+            Ok(true) => {
+                // A task may wait for room, and not know that it is this which it waits for.
+                let lines = self.state().lanes.lines();
+                lines.iter().for_each(|line| line.rouse());
+                true
+            }
+            Ok(false) => false,
+            Err(_) => {
+                self.die(None);
+                true
+            }
+        }
     }
 
     /// What is wrong with a peer that does not read what was said to it.

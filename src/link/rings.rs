@@ -37,6 +37,10 @@ impl Rings {
         if known.is_some_and(|known| known.port.as_ptr() == Arc::as_ptr(port)) {
             return None;
         }
+        // The peer takes no more than that, and rings by control messages for all others.
+        if known.is_none() && ours.len() >= MOST {
+            return None;
+        }
         let chime = Arc::new(Mine::new(Chime::new().ok()?));
         all.add(chime.as_fd(), port.id()).ok()?;
         let new = Ours {
@@ -73,6 +77,13 @@ impl Rings {
             Err(_) => drop(theirs.remove(&bell)),
         }
         Ok(())
+    }
+
+    /// A chime of the peer's could not be taken: it is rung by control messages.
+    pub(super) fn lack(&self, bell: u32) {
+        let mut theirs = self.theirs.write().unwrap_or_else(PoisonError::into_inner);
+        let before = theirs.remove(&bell);
+        drop(before);
     }
 
     /// Rings for tasks of the peer's; false where that has to be said otherwise.

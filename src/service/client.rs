@@ -24,7 +24,7 @@ use super::scope;
 use super::trace::Calling;
 use crate::bus::Shared as BusShared;
 use crate::error::{CallError, ConnectError, Fault, SendError};
-use crate::lane::{Held, Inbox, Message, Outbox, Received, Role, To, View};
+use crate::lane::{Held, Inbox, Message, Outbox, Received, Role, To, View, is_large};
 use crate::memory::layout::Envelope;
 use crate::message::{ShmMessage, ShmRequest};
 use crate::sys::clock;
@@ -561,7 +561,8 @@ pub(super) fn send_with<R: ShmRequest>(
 }
 
 pub(super) fn give_back(inbox: &mut Inbox, message: &Message) {
-    inbox.hand_back(message.record.cell, message.segment.is_some());
+    let Received { cell, cells, .. } = message.record;
+    inbox.hand_back(cell, is_large(cells, message.segment.is_some()));
 }
 
 #[cold]

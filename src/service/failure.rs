@@ -13,6 +13,7 @@ pub(crate) enum Failure {
     Expired = 6,
     Panicked = 7,
     Stopping = 8,
+    Unannounced = 9,
 }
 
 impl Failure {
@@ -40,6 +41,7 @@ impl Failure {
             Failure::Expired => "expired",
             Failure::Panicked => "panicked",
             Failure::Stopping => "stopping",
+            Failure::Unannounced => "not announced",
         }
     }
 
@@ -54,6 +56,7 @@ impl Failure {
             6 => Failure::Expired,
             7 => Failure::Panicked,
             8 => Failure::Stopping,
+            9 => Failure::Unannounced,
             _ => return None,
         })
     }
@@ -66,6 +69,7 @@ pub(super) fn unanswered<E>(pid: u32, why: u8, text: String) -> CallError<E> {
         Some(Failure::TooLarge) => "it is larger than the server's bus allows",
         Some(Failure::Encode) => "it cannot be archived",
         Some(Failure::Memory) => "the server has no memory for it",
+        Some(Failure::Unannounced) => "this process did not read its socket: was it stopped?",
         Some(Failure::Expired) => return CallError::TimedOut,
         Some(Failure::Stopping) => return CallError::Stopping { pid },
         Some(Failure::Panicked) => return CallError::Panicked { pid, what: text },

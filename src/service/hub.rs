@@ -91,9 +91,11 @@ impl Hub {
             .expect("a lane stays as long as its message was not looked at")
     }
 
-    /// How many lanes there may be.
-    pub(crate) fn lanes(&self) -> usize {
-        self.lanes.len()
+    /// How many rings of a lane were seen, with those that have come; `None` where it has ended.
+    pub(crate) fn rings(&mut self, number: usize) -> Option<u64> {
+        self.look_at_doors();
+        let lane = self.lanes.get(number).and_then(Option::as_ref)?;
+        (!lane.closing).then_some(lane.rings)
     }
 
     /// Has every lane ring for what comes next. True where something has come already.
@@ -263,6 +265,7 @@ impl Hub {
                 let number = lanes[bit] as usize;
                 if let Some(lane) = self.lanes.get_mut(number).and_then(Option::as_mut) {
                     lane.rung = true;
+                    lane.rings += 1;
                     lane.queue(&mut self.ready);
                 }
             });

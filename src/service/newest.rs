@@ -53,22 +53,20 @@ impl<K: Eq + Hash, P> Newest<K, P> {
             .is_some_and(|(newest, _)| *newest == number)
     }
 
-    /// The call was sent, and waits there; false where a newer one was made meanwhile.
-    pub(crate) fn sent(&mut self, key: &K, number: u64, place: P) -> bool {
+    /// The call waits there: where it did before is returned, or the place itself where a newer one was
+    /// made meanwhile.
+    pub(crate) fn put(&mut self, key: &K, number: u64, place: P) -> Result<Option<P>, P> {
         match self.calls.get_mut(key) {
-            Some((newest, at)) if *newest == number => {
-                *at = Some(place);
-                true
-            }
-            _ => false,
+            Some((newest, at)) if *newest == number => Ok(at.replace(place)),
+            _ => Err(place),
         }
     }
 
-    /// The call is over.
-    pub(crate) fn release(&mut self, key: &K, number: u64) {
-        if self.is_newest(key, number) {
-            self.calls.remove(key);
-        }
+    /// The call is over: where it waited last.
+    pub(crate) fn release(&mut self, key: &K, number: u64) -> Option<P> {
+        let is_newest = self.is_newest(key, number);
+        let at = is_newest.then(|| self.calls.remove(key));
+        at.flatten().and_then(|(_, place)| place)
     }
 }
 
@@ -81,19 +79,21 @@ mod tests {
         let mut newest = Newest::default();
         let (first, none) = newest.claim("a");
         assert_eq!(none, None);
-        assert!(newest.sent(&"a", first, 'x'));
+        assert_eq!(newest.put(&"a", first, 'w'), Ok(None));
+        assert_eq!(newest.put(&"a", first, 'x'), Ok(Some('w')));
         let (other, none) = newest.claim("b");
         assert_eq!(none, None);
         let (second, older) = newest.claim("a");
         assert_eq!(older, Some('x'));
-        assert!(!newest.sent(&"a", first, 'x'));
-        newest.release(&"a", first);
+        assert_eq!(newest.put(&"a", first, 'x'), Err('x'));
+        assert_eq!(newest.release(&"a", first), None);
         assert!(newest.is_newest(&"a", second) && newest.is_newest(&"b", other));
         assert_eq!(newest.pass(&"c"), None);
-        assert!(newest.sent(&"b", other, 'y'));
+        assert_eq!(newest.put(&"b", other, 'y'), Ok(None));
         assert_eq!(newest.pass(&"b"), Some('y'));
-        newest.release(&"a", second);
-        newest.release(&"b", other);
+        assert_eq!(newest.put(&"a", second, 'z'), Ok(None));
+        assert_eq!(newest.release(&"a", second), Some('z'));
+        assert_eq!(newest.release(&"b", other), None);
         assert!(newest.calls.is_empty());
     }
 }

@@ -14,8 +14,8 @@ use super::contract::Contract;
 use super::hub::Hub;
 use super::port::HubPort;
 use crate::bus::Shared as BusShared;
-use crate::error::{ConnectError, ReceiveError, SendError};
-use crate::lane::{Bulk, Bytes, Held, Message, Outbox, To, View};
+use crate::error::{ConnectError, Fault, ReceiveError, SendError};
+use crate::lane::{Bulk, Bytes, Held, Message, Outbox, Role, To, View};
 use crate::link::node::Offer;
 use crate::message::ShmMessage;
 use crate::wait::{Wait, Waiter};
@@ -159,6 +159,12 @@ impl<T: ShmMessage> Receiver<T> {
             };
             let Message { record, segment } = message;
             let mut inbox = self.hub.lane(number).inbox.borrow_mut();
+            if record.role != Role::Message {
+                inbox.refuse(Fault::Control {
+                    what: "no message, on a lane of messages",
+                });
+                continue;
+            }
             // An invalid message has ended its link; the next one may be fine.
             if let Some(archived) = inbox.validate::<T>(record) {
                 break (number, record, segment, archived);
@@ -376,5 +382,43 @@ impl<T: ShmMessage> Sender<T> {
     /// [`SendError::TooLarge`], [`SendError::Memory`].
     pub fn loan_slice<E: Pod>(&mut self, len: usize) -> Result<Bulk<E>, SendError> {
         self.outbox.loan(len)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::time::Duration;
+
+    use crate::{Bus, ShmMessage};
+
+    #[derive(ShmMessage)]
+    struct Pair {
+        left: u64,
+        right: u64,
+    }
+
+    /// A record of text has no alignment, and is no message.
+    #[test]
+    fn what_is_no_message_is_refused() {
+        let name = format!("test-no-message-{}", std::process::id());
+        let (here, there) = (Bus::open(&name), Bus::open(&name));
+        let (here, there) = (here.expect("it opens"), there.expect("it opens"));
+        let mut receiver = here.receiver::<Pair>("pairs").expect("it is free");
+        let mut sender = there.sender::<Pair>("pairs").expect("it is received");
+        sender
+            .send(&Pair { left: 1, right: 2 })
+            .expect("there is room");
+        let pair = receiver.next().expect("not forked").expect("it was sent");
+        assert_eq!((pair.left.to_native(), pair.right.to_native()), (1, 2));
+        drop(pair);
+        // As many bytes behind the reason as the message has.
+        sender
+            .outbox
+            .fail(0, 1, "sixteen letters!")
+            .expect("there is room");
+        let none = receiver.next_timeout(Duration::from_secs(10));
+        assert!(none.expect("not forked").is_none());
+        let incidents = here.take_incidents();
+        assert!(incidents[0].what.contains("no message"), "{incidents:?}");
     }
 }

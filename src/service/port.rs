@@ -36,6 +36,8 @@ pub(crate) struct HubPort {
 struct Numbers {
     free: Vec<usize>,
     next: usize,
+    /// How many lanes there were.
+    lanes: u64,
 }
 
 /// A lane's bit in a doorbell of a peer's, and how it stood when the lane was opened.
@@ -63,6 +65,9 @@ pub(crate) struct Lane {
     pub(super) queued: bool,
     /// Whether the ring that was last asked for has been seen.
     pub(super) rung: bool,
+    /// How many rings were seen, counted on from where no other lane of the port ever comes: its number may
+    /// be used again.
+    pub(super) rings: u64,
     pub(super) idle: u32,
     /// Where tasks answer: it has the outbox and the closer then.
     pub(super) answers: Option<Arc<Answers>>,
@@ -121,6 +126,12 @@ impl HubPort {
         lock(&self.numbers).free.push(number);
     }
 
+    fn first_ring(&self) -> u64 {
+        let mut numbers = lock(&self.numbers);
+        numbers.lanes += 1;
+        numbers.lanes << 40
+    }
+
     fn new_number(&self) -> usize {
         let mut numbers = lock(&self.numbers);
         numbers.free.pop().unwrap_or_else(|| {
@@ -162,6 +173,7 @@ impl HubPort {
             watched: false,
             queued: false,
             rung: false,
+            rings: self.first_ring(),
             idle: 0,
             answers: None,
             closer: Some(Closer::new(link.clone(), id)),

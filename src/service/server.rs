@@ -257,9 +257,14 @@ pub(super) fn give_up(outbox: &mut Outbox, tag: u16, why: Failure) {
 /// As [`give_up`], in words.
 #[cold]
 pub(super) fn give_up_with(outbox: &mut Outbox, tag: u16, why: Failure, text: &str) {
-    // A lane too full even for this is that of a client that no honest one is.
-    if outbox.fail(tag, why as u8, text).is_err() && !outbox.line().is_closed() {
-        hoards(outbox);
+    match outbox.fail(tag, why as u8, text) {
+        // A lane too full even for this is that of a client that no honest one is.
+        Err(SendError::Full) => hoards(outbox),
+        Err(SendError::Memory(error)) => {
+            outbox.give_up(format!("nothing can be answered any more: {error}"));
+        }
+        // Answered; or there is nobody, or it is not ours to answer.
+        _ => {}
     }
 }
 
@@ -291,12 +296,12 @@ pub struct Call<'a, R: ShmRequest> {
 impl<R: ShmRequest> Call<'_, R> {
     /// Archives the reply where the caller will borrow it.
     ///
-    /// A caller that is gone needs no reply: that is no error.
+    /// A caller that is gone, or whose time is up, needs no reply: that is no error.
     ///
     /// # Errors
     ///
-    /// [`SendError::TooLarge`], [`SendError::Encode`], [`SendError::Memory`]: the caller is told
-    /// that there is no reply, and why.
+    /// [`SendError::TooLarge`], [`SendError::Encode`], [`SendError::Memory`], or [`SendError::Full`] where
+    /// the caller's process does not even read its socket: the caller is told that there is no reply, and why.
     ///
     /// # Examples
     ///
@@ -373,6 +378,10 @@ impl<R: ShmRequest> Call<'_, R> {
 
     #[inline(always)]
     fn answer<T: ShmMessage>(mut self, answer: &T, to: To) -> Result<(), SendError> {
+        if has_passed(self.said.deadline) {
+            // Its caller was told that its time is up, or is about to be: `drop` says so.
+            return Ok(());
+        }
         if to.is_error() {
             self.answering.failed("of the service");
         }
@@ -523,6 +532,7 @@ impl<R: ShmRequest> Call<'_, R> {
 pub(super) fn unsent(outbox: &mut Outbox, tag: u16, error: SendError) -> Result<(), SendError> {
     let why = match &error {
         SendError::Closed { .. } => return Ok(()),
+        SendError::Full if outbox.is_stuck() => Failure::Unannounced,
         SendError::Full => {
             hoards(outbox);
             return Ok(());

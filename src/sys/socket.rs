@@ -137,11 +137,12 @@ impl Socket {
         }
     }
 
-    /// `recvmsg`: one whole message into `buffer`, and its descriptors.
+    /// `recvmsg`: one whole message into `buffer`, and its descriptors; none, where this process has no
+    /// number left for them.
     ///
     /// `Ok(None)` is the end of the connection. A message that does not fit, or that carries more
     /// descriptors than any of ours, is an error of kind `InvalidData`.
-    pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<(usize, Vec<OwnedFd>)>> {
+    pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<(usize, Descriptors)>> {
         let mut iov = libc::iovec {
             iov_base: buffer.as_mut_ptr().cast(),
             iov_len: buffer.len(),
@@ -167,14 +168,27 @@ impl Socket {
             }
         };
         let fds = Control::take(&header);
-        if header.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0 {
+        let is_cut = header.msg_flags & libc::MSG_CTRUNC != 0;
+        if header.msg_flags & libc::MSG_TRUNC != 0 || is_cut && fds.len() >= MOST_FDS {
             return Err(io::ErrorKind::InvalidData.into());
         }
         if n == 0 && fds.is_empty() {
             return Ok(None);
         }
-        Ok(Some((n, fds)))
+        let descriptors = match is_cut {
+            true => Descriptors::Lacking,
+            false => Descriptors::Came(fds),
+        };
+        Ok(Some((n, descriptors)))
     }
+}
+
+/// The descriptors of a message.
+#[derive(Debug)]
+pub(crate) enum Descriptors {
+    Came(Vec<OwnedFd>),
+    /// Some were sent, and this process could not take them.
+    Lacking,
 }
 
 /// Room for the descriptors of one message, aligned as the kernel wants it.

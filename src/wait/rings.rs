@@ -91,6 +91,11 @@ impl RingSet {
         self.ended.set();
     }
 
+    /// Whether this process was forked off the one that has the bus.
+    pub(crate) fn is_forked(&self) -> bool {
+        self.origin.is_forked()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Watchers> {
         self.watchers.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
@@ -42,6 +43,58 @@ pub(crate) struct Due {
 struct Timers {
     next: u64,
     wakers: BTreeMap<(Instant, u64), Waker>,
+}
+
+/// The wakers of those who wait for something, one for each of them.
+#[derive(Default)]
+pub(crate) struct Wakers {
+    kept: BTreeMap<u64, Waker>,
+    next: u64,
+}
+
+/// The place of one who waits among [`Wakers`], if it has one.
+#[derive(Default)]
+pub(crate) struct Place(Option<u64>);
+
+impl Place {
+    /// Whether it may have a waker kept.
+    pub(crate) fn is_taken(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
+impl Wakers {
+    /// Keeps a waker, in place of the one that was kept before; that is returned, to be dropped without a
+    /// lock: it may be all that is left of its task.
+    pub(crate) fn keep(&mut self, place: &mut Place, waker: &Waker) -> Option<Waker> {
+        let number = *place.0.get_or_insert_with(|| {
+            self.next += 1;
+            self.next
+        });
+        self.kept.insert(number, waker.clone())
+    }
+
+    /// Forgets who waits no longer; the waker is returned, to be dropped without a lock.
+    pub(crate) fn forget(&mut self, place: &mut Place) -> Option<Waker> {
+        self.kept.remove(&place.0.take()?)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.kept.is_empty()
+    }
+
+    /// All of them, to be woken.
+    pub(crate) fn take(&mut self) -> impl Iterator<Item = Waker> + use<> {
+        std::mem::take(&mut self.kept).into_values()
+    }
+}
+
+/// Wakes tasks. One whose waker panics takes no other with it, nor the thread: the panic was told by the
+/// hook for panics.
+pub(crate) fn wake(wakers: impl IntoIterator<Item = Waker>) {
+    for waker in wakers {
+        let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+    }
 }
 
 /// Names a timer that was set.
@@ -77,7 +130,8 @@ impl Timeout {
 
     fn clear(&mut self) {
         if let Some((due, _, timer)) = &mut self.0 {
-            if let Some(timer) = timer.take() {
+            // In a forked child the timers are the parent's, and so is their lock.
+            if let Some(timer) = timer.take().filter(|_| !due.rings.is_forked()) {
                 due.clear_timer(timer);
             }
         }
@@ -148,7 +202,7 @@ impl Due {
             }
         }
         while let Some(waker) = self.take_timer() {
-            waker.wake();
+            wake([waker]);
         }
     }
 

@@ -3,11 +3,14 @@
 //! Unsafe code is needed to fork.
 #![allow(unsafe_code)]
 
+use std::time::Duration;
+
 use shmbus::{
     AsyncClient, Bus, CallError, Client, ReceiveError, Receiver, SendError, Sender, Server,
+    ShmMessage,
 };
 
-use crate::support::{Ask, Child, Dir, answer, check_call, name, open, tell, together};
+use crate::support::{Answer, Ask, Child, Dir, answer, check_call, name, open, tell, together};
 
 struct Handles {
     bus: Bus,
@@ -165,6 +168,80 @@ pub(crate) fn forks_with_views() {
     tell("good");
 }
 
+#[derive(ShmMessage)]
+#[shm(service = "pooled", reply = Answer)]
+struct Pooled {
+    id: u64,
+}
+
+#[derive(ShmMessage)]
+#[shm(service = "shared", reply = Answer)]
+struct Shared {
+    id: u64,
+}
+
+/// A part: forks again and again while threads of the parent take the locks of ports that tasks share.
+pub(crate) fn forks_with_tasks() {
+    const FORKS: usize = 60;
+    const HOUR: Duration = Duration::from_secs(3_600);
+    let bus = open("tasks");
+    let pool = bus.serve::<Pooled, _>(2, |call| {
+        Ok(Answer {
+            id: call.id.to_native(),
+            ..Answer::default()
+        })
+    });
+    let mut pool = Some(pool.expect("nobody else serves"));
+    let mut server = Some(bus.async_server::<Shared>().expect("nobody else serves"));
+    let pooled = bus.async_client::<Pooled>().expect("a server is there");
+    let shared = bus.async_client::<Shared>().expect("a server is there");
+    let request = Shared { id: 1 };
+    let mut pending = Some(shared.call_timeout(&request, HOUR));
+    let call = server.as_ref().expect("made").next().wait();
+    let mut call = Some(call.expect("not forked").expect("it came"));
+    let stops = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut id = 0;
+                while !stops.load(std::sync::atomic::Ordering::Relaxed) {
+                    id += 1;
+                    let request = Pooled { id };
+                    let answer = pooled.call_timeout(&request, HOUR).wait();
+                    assert_eq!(answer.expect("it answers").id, id);
+                }
+            });
+        }
+        for turn in 0..FORKS {
+            let end = in_fork(|| {
+                // In each order, since each might wait for what another one holds.
+                let mut drops: [&mut dyn FnMut(); 4] = [
+                    &mut || drop(pending.take()),
+                    &mut || drop(call.take()),
+                    &mut || drop(server.take()),
+                    &mut || drop(pool.take()),
+                ];
+                drops.rotate_left(turn % 4);
+                drops.iter_mut().for_each(|then| then());
+                0
+            });
+            assert_eq!(end, 0, "turn {turn}");
+        }
+        stops.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    let answer = Answer {
+        id: 1,
+        ..Answer::default()
+    };
+    call.expect("only children dropped it")
+        .reply(&answer)
+        .expect("it fits");
+    let pending = pending.expect("only children dropped it");
+    assert_eq!(pending.wait().expect("it answers").id, 1);
+    drop(pool);
+    tell("good");
+}
+
 /// A part: a forked child has nothing of a loan, and dropping it there takes nothing from others.
 pub(crate) fn forks_with_a_loan() {
     const LEN: usize = 8 << 20;
@@ -197,6 +274,8 @@ pub(crate) fn forks_with_a_loan() {
         if page == libc::MAP_FAILED {
             return 2;
         }
+        // It is meant to panic: nobody needs to read of that.
+        std::panic::set_hook(Box::new(|_| {}));
         let read = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| loan[0]));
         if read.is_ok() {
             return 1;
@@ -254,6 +333,12 @@ fn a_forked_child_is_refused() {
 fn a_forked_child_drops_views() {
     let _together = together();
     run("forks-with-views");
+}
+
+#[test]
+fn a_forked_child_takes_no_lock_of_its_parents() {
+    let _together = together();
+    run("forks-with-tasks");
 }
 
 #[test]

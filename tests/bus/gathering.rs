@@ -174,3 +174,51 @@ fn what_was_gathered_comes_at_the_end_of_its_window_or_when_the_lane_is_full() {
     }
     drop(serving);
 }
+
+/// A ring that was put off is given when the stream gathers no more, or in another way.
+#[test]
+fn what_was_gathered_comes_also_when_gathering_ends() {
+    let _together = together();
+    let _watch = Watchdog::start("an end of gathering");
+    let name = name("end-of-gathering");
+    let config = Config {
+        wait: Wait::Park,
+        ..Config::default()
+    };
+    let here = open(&name);
+    let there = config.open(&name).expect("it opens");
+    let (go_on, gone_on) = channel();
+    let gone_on = std::sync::Mutex::new(gone_on);
+    let serving = here.serve::<Ask, _>(1, move |call| {
+        let gone_on = gone_on.lock().expect("nobody panics");
+        let send = |number| call.try_send(&Item { number }).expect("there is room");
+        for (first, then) in [(0, Duration::ZERO), (2, HOUR)] {
+            call.gather(HOUR);
+            send(first);
+            gone_on.recv().expect("the test goes on");
+            send(first + 1);
+            call.gather(then);
+            gone_on.recv().expect("the test goes on");
+        }
+        Ok(End { items: 4 })
+    });
+    let serving = serving.expect("nobody else serves");
+    let client = there.async_client::<Ask>().expect("a server is there");
+    let request = Ask { items: 4 };
+    let items = pollster::block_on(client.stream(&request));
+    let mut items = items.expect("there is room");
+    let counting = Counting::new();
+    for number in 0..4 {
+        // Nothing is there yet, and this asks for a ring.
+        if number % 2 == 1 {
+            assert_eq!(poll(&mut items, &counting), None);
+            go_on.send(()).expect("the server goes on");
+        }
+        assert_eq!(wait(&mut items, &counting), Some(number));
+        if number % 2 == 1 {
+            go_on.send(()).expect("the server goes on");
+        }
+    }
+    assert_eq!(wait(&mut items, &counting), None);
+    drop(serving);
+}

@@ -5,6 +5,7 @@ mod conversation;
 mod deadlines;
 mod dialogue;
 mod driver;
+mod ends;
 mod faults;
 mod fork;
 mod gathering;
@@ -41,6 +42,7 @@ fn child() {
         "stuck" => conversation::stuck(arguments[0]),
         "forks" => fork::forks(),
         "forks-with-views" => fork::forks_with_views(),
+        "forks-with-tasks" => fork::forks_with_tasks(),
         "forks-with-a-loan" => fork::forks_with_a_loan(),
         "serves-and-forks" => fork::serves_and_forks(arguments[0]),
         "racer" => race::racer(arguments[0]),

@@ -26,7 +26,7 @@ impl Outbox {
         loop {
             self.collect()?;
             // Without room for the words, the reason alone.
-            let space = self.ring.here(cells);
+            let space = self.ring.here(cells.min(self.ring.most_of_reply(false)));
             let len = if space.bytes() < cells * CELL { 1 } else { len };
             write_behind_header(&space, &said[..len]);
             let record = (Kind::Failed, len as u16, tag);

@@ -18,6 +18,9 @@ use crate::wait::Ringer;
 /// How many jumps one poll follows: an honest sender makes at most one between two messages.
 const MOST_JUMPS: usize = 4;
 
+/// How many records are handed back at once at the most, but for those that are large.
+pub(super) const GATHER: u32 = 32;
+
 /// A record that was published for us: its cells are ours to read until it is handed back.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Record {
@@ -224,7 +227,6 @@ impl Consumer {
     /// Some are gathered, so that a stream of messages does not cost a shared write each.
     #[inline(always)]
     pub(crate) fn hand_back(&mut self, cell: u16) {
-        const GATHER: u32 = 32;
         let (word, bit) = (usize::from(cell / 64), 1 << (cell % 64));
         if self.pending.0 != word {
             self.flush();

@@ -9,7 +9,7 @@ use super::super::layout::{
 };
 use super::super::shared::Shared;
 use super::Cells;
-use super::streams::Streams;
+use super::streams::{MOST_WIDE, Streams};
 use crate::error::Fault;
 use crate::sync::{AtomicU64, Ordering, load_acquire, prefetch_to_write};
 
@@ -65,6 +65,8 @@ pub(crate) struct Producer {
     lent: Vec<Option<Arc<Block>>>,
     /// How many bytes the blocks have that records refer to.
     lent_bytes: usize,
+    /// How many cells are busy with records of more than one, other than items, and with jumps to them.
+    wide: usize,
     streams: Streams,
     /// Blocks that came back and may be used again.
     returned: Vec<Arc<Block>>,
@@ -85,6 +87,7 @@ impl Producer {
             span: Vec::new(),
             lent: Vec::new(),
             lent_bytes: 0,
+            wide: 0,
             streams: Streams::default(),
             returned: Vec::with_capacity(2),
         };
@@ -222,6 +225,8 @@ impl Producer {
         let is_item = matches!(kind, Kind::Item | Kind::ItemBlock);
         if is_item {
             self.streams.sent(tag, cell, cells);
+        } else if cells > 1 {
+            self.wide += cells + 1;
         }
         if cells > 1 || is_item || block.is_some() {
             self.large[cell / 64] |= 1 << (cell % 64);
@@ -305,7 +310,9 @@ impl Producer {
                 left &= left - 1;
                 let cells = self.span[cell].into();
                 free(&mut self.busy, cell, cells);
-                self.streams.returned(cell, cells);
+                if !self.streams.returned(cell, cells) && cells > 1 {
+                    self.wide -= cells + 1;
+                }
                 if let Some(block) = self.lent[cell].take() {
                     self.lent_bytes -= block.len();
                     self.keep_returned(block);
@@ -320,13 +327,16 @@ impl Producer {
         self.heads.iter().any(|&w| w != 0)
     }
 
-    /// Whether more than half of all cells that the lane may have are busy, as far as is known.
+    /// The most cells that one more record may take on a lane of replies, as far as is known: one at least,
+    /// so that a last word always has room (`streams`).
     #[inline]
-    pub(crate) fn is_crowded(&self) -> bool {
-        const HALF: u32 = MOST_CELLS as u32 / 2;
-        let busy = || self.busy.iter().map(|word| word.count_ones()).sum::<u32>();
-        // Cells that it does not have yet stand as busy.
-        self.cells.count > HALF as usize && busy() - (MOST_CELLS - self.cells.count) as u32 > HALF
+    pub(crate) fn most_of_reply(&self, is_item: bool) -> usize {
+        let left = if is_item {
+            self.streams.left()
+        } else {
+            MOST_WIDE.saturating_sub(self.wide + 1)
+        };
+        left.max(1)
     }
 
     /// How many bytes of the slab are out, as far as is known.

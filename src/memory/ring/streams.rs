@@ -3,11 +3,34 @@
 //! A lane carries the replies of many calls. Were one stream, whose reader is slow, to take all of
 //! its cells, no other call would be answered. So items have a quarter of the cells, and each stream
 //! has at most half of what the others leave of that.
+//!
+//! # Why a last word always has room
+//!
+//! An honest client has at most [`MOST_LAST`] replies that it holds and calls that are not answered. On a lane
+//! of replies, items take at most [`MOST_ITEMS`] cells, and other records of more than one cell, with the jumps
+//! that may lead to them, at most [`MOST_WIDE`]: who needs more goes through the slab, which takes one cell.
+//! Hand-backs that the client gathers, records that add cells, and the reserved cell are the rest. All of them
+//! together are no more than the cells that a lane may have.
 
 use super::super::layout::MOST_CELLS;
+use crate::memory::ring::consumer::GATHER;
 
-/// The most cells that items of all streams take together, but for the last item.
+/// The most cells that items of all streams take together.
 const MOST_ITEMS: usize = MOST_CELLS / 4;
+
+/// The most cells that other records of more than one cell take, each with one for a jump.
+pub(super) const MOST_WIDE: usize = 200;
+
+/// The most last words of one cell that an honest client has not handed back: what it may hold and have
+/// asked for, and one more.
+const MOST_LAST: usize = MOST_CELLS / 2 + 1;
+
+/// The most records that add cells to a lane: each adds 64 or more.
+const MOST_EXTENDS: usize = MOST_CELLS / 64;
+
+static_assertions::const_assert!(
+    MOST_ITEMS + MOST_WIDE + MOST_LAST + MOST_EXTENDS + (GATHER as usize) < MOST_CELLS
+);
 
 /// What the receiver has not handed back of one stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,6 +66,11 @@ impl Streams {
         behind.cells >= MOST_ITEMS.saturating_sub(others) / 2
     }
 
+    /// How many cells one more item may take.
+    pub(super) fn left(&self) -> usize {
+        MOST_ITEMS.saturating_sub(self.cells)
+    }
+
     /// An item was published in these cells.
     #[inline]
     pub(super) fn sent(&mut self, tag: u16, cell: usize, cells: usize) {
@@ -59,9 +87,9 @@ impl Streams {
         self.cells += cells;
     }
 
-    /// A record of these cells was handed back, whatever it was.
+    /// A record of these cells was handed back, whatever it was; true where it was an item.
     #[inline]
-    pub(super) fn returned(&mut self, cell: usize, cells: usize) {
+    pub(super) fn returned(&mut self, cell: usize, cells: usize) -> bool {
         let owner = self.owner.get_mut(cell).map_or(0, std::mem::take);
         if owner > 0 {
             let behind = &mut self.behind[owner as usize - 1];
@@ -69,6 +97,7 @@ impl Streams {
             behind.cells -= cells;
             self.cells -= cells;
         }
+        owner > 0
     }
 }
 

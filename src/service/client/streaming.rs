@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{Client, Error, give_back};
 use crate::error::CallError;
-use crate::lane::{Message, View};
+use crate::lane::{Message, Role, View};
 use crate::message::ShmRequest;
 use crate::service::hub::STREAM;
 use crate::wait::Patience;
@@ -70,7 +70,11 @@ impl<R: ShmRequest> Client<R> {
             self.put_aside(&mut inbox, found);
             None
         });
-        came.map_or_else(|| self.wait_for_next(tag, run, deadline), Ok)
+        let next = came.map_or_else(|| self.wait_for_next(tag, run, deadline), Ok)?;
+        if next.record.role != Role::Item {
+            self.calls.borrow_mut().found(&next);
+        }
+        Ok(next)
     }
 
     /// The server of a stream was caught up with.

@@ -3,18 +3,18 @@
 use std::future::{Future, poll_fn};
 use std::ops::Deref;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::block::block_on;
 use super::gather::Gather;
-use super::server::{Core, add};
+use super::server::Core;
 use crate::error::SendError;
 use crate::lane::{Kept, Outbox, To};
 use crate::link::{Line, lock};
-use crate::memory::layout::{Envelope, SenderBlock};
+use crate::memory::layout::{Envelope, MOST_OPEN, SenderBlock};
 use crate::memory::shared::Shared;
 use crate::message::{ShmMessage, ShmRequest};
 use crate::service::connect::Closer;
@@ -24,12 +24,14 @@ use crate::service::scope;
 use crate::service::server::{give_up, give_up_with, has_passed, unsent};
 use crate::service::trace::Answering;
 use crate::sys::clock;
-use crate::wait::tasks::Timeout;
+use crate::wait::tasks::{Place, Timeout};
 
 /// The way back to a caller: shared by its calls that are not answered yet.
 pub(in crate::service) struct Answers {
     pub(super) outbox: Mutex<Outbox>,
     requests: Option<Shared<SenderBlock>>,
+    /// One bit a tag: which requests were taken and are not answered.
+    open: [AtomicU64; MOST_OPEN / 64],
     line: Arc<Line>,
     pid: u32,
     /// Behind the outbox: once it is dropped, nothing more may be sent.
@@ -37,6 +39,20 @@ pub(in crate::service) struct Answers {
 }
 
 impl Answers {
+    /// A request of this tag, which was checked, is taken; false where one is that was not answered.
+    pub(super) fn begin(&self, tag: u16) -> bool {
+        let (word, bit) = (usize::from(tag) / 64, 1 << (tag % 64));
+        // Relaxed: the tag comes again only behind its last word, which is published behind `end`.
+        self.open[word].fetch_or(bit, Ordering::Relaxed) & bit == 0
+    }
+
+    /// The last word on a request is about to be said: from then on its tag may come again.
+    fn end(&self, tag: u16) {
+        let (word, bit) = (usize::from(tag) / 64, 1 << (tag % 64));
+        // Relaxed: as above.
+        self.open[word].fetch_and(!bit, Ordering::Relaxed);
+    }
+
     /// Whether the caller has cancelled the request with this tag, which was checked.
     #[inline]
     pub(super) fn is_cancelled(&self, tag: u16) -> bool {
@@ -53,6 +69,7 @@ pub(super) fn answers_of(lane: &mut Lane) -> Arc<Answers> {
         let outbox = outbox.into_inner();
         Arc::new(Answers {
             requests: outbox.requests(),
+            open: Default::default(),
             line: outbox.line().clone(),
             pid: outbox.link().pid(),
             outbox: Mutex::new(outbox),
@@ -141,15 +158,27 @@ impl<R: ShmRequest> AsyncCall<R> {
     }
 
     fn answer<T: ShmMessage>(&self, answer: &T, to: To) -> Result<(), SendError> {
+        if has_passed(self.said.deadline) {
+            // Its caller was told that its time is up, or is about to be.
+            self.refuse(Failure::Expired, "");
+            return Ok(());
+        }
         if to.is_error() {
             self.answering.failed("of the service");
         }
         let mut outbox = self.outbox(&self.answers)?;
+        self.answers.end(self.tag);
         let sent = outbox.try_send(answer, to);
-        // Only now: an answer that panics while it is archived leaves the call to `drop`. Relaxed:
-        // nobody else answers, and whoever drops the last handle comes behind that.
+        // Only now: an answer that panics while it is archived leaves the call to `drop`. Relaxed: who
+        // sends items looks at it with the outbox, and whoever drops the last handle comes behind that.
         self.answered.store(true, Ordering::Relaxed);
         sent.or_else(|error| unsent(&mut outbox, self.tag, error))
+    }
+
+    /// Wakes those who wait for this call to be cancelled, which was answered while there are other handles
+    /// on it.
+    pub(super) fn wake_watchers(&self) {
+        self.core.wake_watchers(self.number);
     }
 
     fn outbox<'a>(&self, answers: &'a Answers) -> Result<MutexGuard<'a, Outbox>, SendError> {
@@ -170,6 +199,7 @@ impl<R: ShmRequest> AsyncCall<R> {
             call: self,
             item,
             timer: None,
+            place: Place::default(),
         }
     }
 
@@ -183,6 +213,10 @@ impl<R: ShmRequest> AsyncCall<R> {
             return Err(SendError::Cancelled);
         }
         let mut outbox = self.outbox(&self.answers)?;
+        // Relaxed: it is set with the outbox. From then on the tag may be another call's.
+        if self.answered.load(Ordering::Relaxed) {
+            return Err(SendError::Cancelled);
+        }
         let send = |outbox: &mut Outbox| outbox.try_send(item, To::stream(self.tag));
         let gather = lock(&self.gather).clone();
         match gather {
@@ -196,34 +230,57 @@ impl<R: ShmRequest> AsyncCall<R> {
     ///
     /// For items that come often and are shown together, such as tokens of text at 16 ms.
     pub fn gather(&self, window: Duration) {
-        *lock(&self.gather) = (!window.is_zero()).then(|| Gather::new(window));
+        let before = std::mem::replace(
+            &mut *lock(&self.gather),
+            (!window.is_zero()).then(|| Gather::new(window)),
+        );
+        if before.is_some() && !self.core.origin.is_forked() {
+            // What the other one put off is not of this window.
+            lock(&self.answers.outbox).ring_owed();
+        }
     }
 
-    fn poll_send(&self, item: &R::Item, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+    fn poll_send(
+        &self,
+        item: &R::Item,
+        (place, cx): (&mut Place, &mut Context<'_>),
+    ) -> Poll<Result<(), SendError>> {
         match self.try_send(item) {
             Err(SendError::Full) => {}
             sent => return Poll::Ready(sent),
         }
-        self.core.enter(|state| add(&mut state.room, cx.waker()));
+        self.core.enter(|state| {
+            let before = state.room.keep(place, cx.waker());
+            state.dropped.extend(before);
+        });
         self.outbox(&self.answers)?.ask_for_room();
         match self.try_send(item) {
             Err(SendError::Full) => Poll::Pending,
-            sent => {
-                let waker = cx.waker();
-                self.core
-                    .enter(|state| state.room.retain(|other| !other.will_wake(waker)));
-                Poll::Ready(sent)
-            }
+            sent => Poll::Ready(sent),
+        }
+    }
+
+    /// Who waited for room does no more.
+    fn leave(&self, place: &mut Place) {
+        if !self.core.origin.is_forked() {
+            self.core.enter(|state| {
+                let waker = state.room.forget(place);
+                state.dropped.extend(waker);
+            });
         }
     }
 
     /// Answers that there is no reply, and why.
     pub(super) fn refuse(&self, why: Failure, text: &str) {
-        self.answered.store(true, Ordering::Relaxed);
         self.answering.failed(why.name());
-        if !self.core.origin.is_forked() {
-            give_up_with(&mut lock(&self.answers.outbox), self.tag, why, text);
+        if self.core.origin.is_forked() {
+            return;
         }
+        let mut outbox = lock(&self.answers.outbox);
+        // Relaxed: as in `answer`.
+        self.answered.store(true, Ordering::Relaxed);
+        self.answers.end(self.tag);
+        give_up_with(&mut outbox, self.tag, why, text);
     }
 
     /// How many items the caller has not taken and dropped yet, as far as is known.
@@ -234,18 +291,22 @@ impl<R: ShmRequest> AsyncCall<R> {
         behind.map_or(0, |behind| behind.items)
     }
 
-    /// Whether the caller waits no longer; see [`Call::is_cancelled`](crate::Call::is_cancelled).
+    /// Whether the caller waits no longer, or the call is answered; see
+    /// [`Call::is_cancelled`](crate::Call::is_cancelled).
     #[inline]
     pub fn is_cancelled(&self) -> bool {
-        self.answers.is_cancelled(self.tag)
+        // Relaxed: who finds it a moment later finds it then.
+        self.answered.load(Ordering::Relaxed)
+            || self.answers.is_cancelled(self.tag)
             || has_passed(self.said.deadline)
             || self.answers.line.is_closed()
     }
 
-    /// Waits until the caller waits no longer.
+    /// Waits until the caller waits no longer, or the call is answered.
     pub async fn cancelled(&self) {
         let mut timer = self.timeout();
-        poll_fn(|cx| match self.poll_cancelled(cx) {
+        let mut watch = Watch(self, Place::default());
+        poll_fn(|cx| match watch.poll(cx) {
             Poll::Pending => timer.poll(cx),
             cancelled => cancelled,
         })
@@ -254,20 +315,6 @@ impl<R: ShmRequest> AsyncCall<R> {
 
     fn timeout(&self) -> Timeout {
         Timeout::new(self.core.port.due(), self.deadline())
-    }
-
-    fn poll_cancelled(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.is_cancelled() || self.core.origin.is_forked() {
-            return Poll::Ready(());
-        }
-        self.core.enter(|state| {
-            add(&mut state.cancelled, cx.waker());
-            state.hub.attend_to(self.number);
-        });
-        if self.is_cancelled() {
-            return Poll::Ready(());
-        }
-        Poll::Pending
     }
 
     /// As [`scope`](Self::scope), on this thread until the returned is dropped.
@@ -334,8 +381,32 @@ impl<R: ShmRequest> Drop for AsyncCall<R> {
                 has_passed(self.said.deadline),
             );
             self.answering.failed(why.name());
+            self.answers.end(self.tag);
             give_up(&mut outbox, self.tag, why);
         }
+    }
+}
+
+/// Waits for a call to be cancelled.
+struct Watch<'a, R: ShmRequest>(&'a AsyncCall<R>, Place);
+
+impl<R: ShmRequest> Watch<'_, R> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Watch(call, place) = self;
+        if call.is_cancelled() || call.core.origin.is_forked() {
+            return Poll::Ready(());
+        }
+        call.core.watch(call.number, place, cx.waker());
+        if call.is_cancelled() {
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    }
+}
+
+impl<R: ShmRequest> Drop for Watch<'_, R> {
+    fn drop(&mut self) {
+        self.0.core.unwatch(self.0.number, &mut self.1);
     }
 }
 
@@ -347,6 +418,8 @@ pub struct Sending<'a, R: ShmRequest> {
     item: &'a R::Item,
     /// The call's deadline: who waits longer waits for nobody.
     timer: Option<Timeout>,
+    /// Where it waits for room.
+    place: Place,
 }
 
 impl<R: ShmRequest> Sending<'_, R> {
@@ -364,17 +437,22 @@ impl<R: ShmRequest> Future for Sending<'_, R> {
     type Output = Result<(), SendError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let sent = self.call.poll_send(self.item, cx);
-        let call = self.call;
-        let timer = &mut self.timer;
-        if sent.is_pending()
-            && timer
-                .get_or_insert_with(|| call.timeout())
-                .poll(cx)
-                .is_ready()
-        {
-            return Poll::Ready(Err(SendError::Cancelled));
+        let (call, item) = (self.call, self.item);
+        let sent = call.poll_send(item, (&mut self.place, cx));
+        if sent.is_pending() {
+            let timer = self.timer.get_or_insert_with(|| call.timeout());
+            if timer.poll(cx).is_ready() {
+                return Poll::Ready(Err(SendError::Cancelled));
+            }
         }
         sent
+    }
+}
+
+impl<R: ShmRequest> Drop for Sending<'_, R> {
+    fn drop(&mut self) {
+        if self.place.is_taken() {
+            self.call.leave(&mut self.place);
+        }
     }
 }

@@ -2,15 +2,33 @@
 
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 
 use super::strand::Strand;
 use crate::service::newest::{Newest, Ticket};
 use crate::sys::fork::Origin;
+use crate::wait::tasks::wake;
 
 /// What the handles of one client share.
 pub(super) struct Claims<K> {
-    newest: Mutex<Newest<K, (Arc<Strand>, Ticket)>>,
+    newest: Mutex<Newest<K, At>>,
     origin: Origin,
+}
+
+/// Where a call is, to be told that a newer one was made.
+enum At {
+    /// It waits for room.
+    Waits(Waker),
+    Sent(Arc<Strand>, Ticket),
+}
+
+impl At {
+    fn supersede(self) {
+        match self {
+            At::Waits(waker) => wake([waker]),
+            At::Sent(strand, ticket) => strand.supersede(ticket),
+        }
+    }
 }
 
 /// A call of a key, which is released when this is dropped.
@@ -28,7 +46,7 @@ impl<K: Eq + Hash> Claims<K> {
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Newest<K, (Arc<Strand>, Ticket)>> {
+    fn lock(&self) -> MutexGuard<'_, Newest<K, At>> {
         self.newest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -43,9 +61,7 @@ impl<K: Eq + Hash> Claims<K> {
         }
         let (number, older) = self.lock().claim(key.clone());
         // Without the lock: whoever waits there is woken.
-        if let Some((strand, ticket)) = older {
-            strand.supersede(ticket);
-        }
+        older.into_iter().for_each(At::supersede);
         let claims = self.clone();
         Some(Claim {
             claims,
@@ -63,13 +79,21 @@ impl<K: Eq + Hash> Claim<K> {
         self.claims.lock().is_newest(&self.key, self.number)
     }
 
+    /// The call waits for room, with this waker.
+    pub(super) fn waits(&self, waker: &Waker) {
+        let at = At::Waits(waker.clone());
+        let before = self.claims.lock().put(&self.key, self.number, at);
+        // Without the lock: it may be all that is left of a task.
+        drop(before);
+    }
+
     /// The call was sent there. Where a newer one was made meanwhile, it is cancelled.
     pub(super) fn sent(&self, strand: &Arc<Strand>, tag: u16) {
         let ticket = strand.ticket(tag);
-        let place = (strand.clone(), ticket);
-        let is_newest = self.claims.lock().sent(&self.key, self.number, place);
-        if !is_newest {
-            strand.supersede(ticket);
+        let at = At::Sent(strand.clone(), ticket);
+        let before = self.claims.lock().put(&self.key, self.number, at);
+        if let Err(at) = before {
+            at.supersede();
         }
     }
 }
@@ -77,7 +101,8 @@ impl<K: Eq + Hash> Claim<K> {
 impl<K: Eq + Hash> Drop for Claim<K> {
     fn drop(&mut self) {
         if !self.claims.origin.is_forked() {
-            self.claims.lock().release(&self.key, self.number);
+            let at = self.claims.lock().release(&self.key, self.number);
+            drop(at);
         }
     }
 }

@@ -24,7 +24,7 @@ use crate::service::contract::Contract;
 use crate::service::failure::{unanswered, unreadable};
 use crate::service::scope;
 use crate::service::trace::Calling;
-use crate::wait::tasks::Timeout;
+use crate::wait::tasks::{Place, Timeout};
 use crate::wait::{Wait, Waiter};
 
 /// After so many items that nobody asked for, others have their turn.
@@ -227,12 +227,7 @@ fn open_strand<R: ShmRequest>(
         pid: outbox.link().pid(),
         fault: None,
     };
-    let strand = Arc::new(Strand::new(
-        outbox,
-        inbox.ok_or(lost)?,
-        closer,
-        node.origin(),
-    ));
+    let strand = Arc::new(Strand::new(outbox, inbox.ok_or(lost)?, closer, bus));
     let port = Arc::downgrade(&strand);
     sleeper.attach(port as Weak<_>, node.due().clone());
     Ok(strand)
@@ -326,6 +321,8 @@ pub struct Pending<'a, R: ShmRequest> {
     calling: Calling,
     /// Set while there is no room for the request.
     timer: Timeout,
+    /// Where it waits for room, if it does.
+    waits: Option<(Arc<Strand>, Place)>,
 }
 
 enum Sent {
@@ -347,6 +344,7 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
             claim: key.and_then(|key| client.claims.claim(key)),
             calling: Calling::begin(R::SERVICE, || client.server_pid()),
             timer: Timeout::new(client.inner.bus.node().due(), deadline),
+            waits: None,
         };
         // What goes wrong now goes wrong again when it is polled, and is said then.
         if let Ok(Some(open)) = pending.send(None) {
@@ -355,18 +353,38 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
         pending
     }
 
-    fn send(&self, waker: Option<&Waker>) -> Result<Option<Open>, Error<R>> {
-        if self.claim.as_ref().is_some_and(|claim| !claim.is_newest()) {
-            return Err(CallError::Superseded);
-        }
+    fn send(&mut self, waker: Option<&Waker>) -> Result<Option<Open>, Error<R>> {
         let inner = &self.client.inner;
-        let mut strand = inner.first.clone();
+        if inner.bus.node().origin().is_forked() {
+            return Err(SendError::Forked.into());
+        }
+        if let Some(claim) = &self.claim {
+            // A waker before the look: whoever supersedes it wakes it, or is seen.
+            waker.into_iter().for_each(|waker| claim.waits(waker));
+            if !claim.is_newest() {
+                return Err(CallError::Superseded);
+            }
+        }
+        let (mut strand, mut place) = match self.waits.take() {
+            Some(waits) => waits,
+            None => (inner.first.clone(), Place::default()),
+        };
         let tag = loop {
-            match strand.poll_send(self.request, self.deadline, &self.calling, waker) {
-                Poll::Pending => return Ok(None),
+            let waits = waker.map(|waker| (&mut place, waker));
+            match strand.poll_send(self.request, self.deadline, &self.calling, waits) {
+                Poll::Pending => {
+                    self.waits = Some((strand, place));
+                    return Ok(None);
+                }
                 // Perhaps others took the last places meanwhile.
-                Poll::Ready(Err(CallError::TooMany { .. })) => strand = self.client.another()?,
-                Poll::Ready(tag) => break tag?,
+                Poll::Ready(Err(CallError::TooMany { .. })) => {
+                    strand.leave(&mut place);
+                    strand = self.client.another()?;
+                }
+                Poll::Ready(tag) => {
+                    strand.leave(&mut place);
+                    break tag?;
+                }
             }
         };
         if let Some(claim) = &self.claim {
@@ -389,21 +407,23 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
             Sent::Done => panic!("a future is not polled after its end"),
         }
         let sent = self.send(Some(cx.waker()));
-        if matches!(sent, Ok(None)) && self.timer.poll(cx).is_ready() {
-            self.state = Sent::Done;
-            return Poll::Ready(Err(SendError::Full.into()));
+        let sent = match sent {
+            Ok(None) if self.timer.poll(cx).is_pending() => return Poll::Pending,
+            Ok(None) => Err(SendError::Full.into()),
+            Ok(Some(open)) => Ok(open),
+            Err(error) => Err(error),
+        };
+        self.state = Sent::Done;
+        if let Err(error) = &sent {
+            self.leave();
+            self.calling.failed(error);
         }
-        match sent {
-            Ok(None) => Poll::Pending,
-            Ok(Some(open)) => {
-                self.state = Sent::Done;
-                Poll::Ready(Ok(open))
-            }
-            Err(error) => {
-                self.state = Sent::Done;
-                self.calling.failed(&error);
-                Poll::Ready(Err(error))
-            }
+        Poll::Ready(sent)
+    }
+
+    fn leave(&mut self) {
+        if let Some((strand, mut place)) = self.waits.take() {
+            strand.leave(&mut place);
         }
     }
 
@@ -415,6 +435,12 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
     pub fn wait(self) -> Result<Kept<R::Reply>, CallError<R::Error>> {
         let due = self.client.inner.bus.node().due().clone();
         block_on(&due, self)
+    }
+}
+
+impl<R: ShmRequest> Drop for Pending<'_, R> {
+    fn drop(&mut self) {
+        self.leave();
     }
 }
 
@@ -537,6 +563,9 @@ impl<R: ShmRequest> AsyncItems<R> {
     pub async fn finish(mut self) -> Result<Kept<R::Reply>, CallError<R::Error>> {
         while let Some(item) = self.next().await {
             item?;
+        }
+        if self.open.strand.is_forked() {
+            return Err(SendError::Forked.into());
         }
         match std::mem::replace(&mut self.end, End::Over) {
             End::Found(message) => self.open.end::<R>(message),

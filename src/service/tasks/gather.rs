@@ -72,7 +72,8 @@ impl Gather {
             send(quiet.0)
         };
         match until {
-            None => gather.until = now.checked_add(self.window),
+            None if sent.is_ok() => gather.until = now.checked_add(self.window),
+            None => {}
             // There is no room for more before what came was taken.
             Some(_) if matches!(sent, Err(SendError::Full)) => outbox.ring_owed(),
             Some(at) if outbox.owes_ring() && !gather.is_timed => {
@@ -89,15 +90,17 @@ impl Gather {
 
 impl Wake for Flush {
     fn wake(self: Arc<Self>) {
-        // Where the call is over, its last word has rung.
-        let (Some(answers), Some(gather)) = (self.0.upgrade(), self.1.upgrade()) else {
+        let Some(answers) = self.0.upgrade() else {
             return;
         };
         let mut outbox = lock(&answers.outbox);
-        let mut state = lock(&gather.state);
+        // Also where the call gathers no more, or in another way: what was put off is still owed.
         outbox.ring_owed();
-        state.is_timed = false;
-        // What comes next is of the next window.
-        state.until = Instant::now().checked_add(gather.window);
+        if let Some(gather) = self.1.upgrade() {
+            let mut state = lock(&gather.state);
+            state.is_timed = false;
+            // What comes next is of the next window.
+            state.until = Instant::now().checked_add(gather.window);
+        }
     }
 }

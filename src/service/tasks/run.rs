@@ -101,8 +101,9 @@ where
             Err(panic) => Poll::Ready(Err(panic)),
         }
     });
+    let answer = answer.await;
     // An answer that cannot be sent was told to the caller.
-    let _ = match answer.await {
+    let _ = match answer {
         Ok(Ok(reply)) => call.reply_shared(&reply),
         Ok(Err(error)) => call.fail_shared(&error),
         Err(panic) => {
@@ -110,6 +111,10 @@ where
             Ok(())
         }
     };
+    if Arc::strong_count(&call) > 1 {
+        // The handler gave it to somebody else, who may wait for its end.
+        call.wake_watchers();
+    }
 }
 
 /// How many tasks go on, and who waits for their end.

@@ -43,6 +43,8 @@ trait Service: Send + Sync {
     fn answer(&self, waker: Option<&Waker>) -> Answered;
 
     fn stop(&self);
+
+    fn is_forked(&self) -> bool;
 }
 
 /// What there was to answer.
@@ -117,6 +119,11 @@ impl Serving {
         self.services.iter().for_each(|service| service.stop());
     }
 
+    /// Whether this process was forked off the one that has the threads.
+    fn is_forked(&self) -> bool {
+        self.services.iter().any(|service| service.is_forked())
+    }
+
     /// Waits until this was [stopped](Self::stop), the bus is [closed](crate::Bus::close), or the parent
     /// of an inherited link is gone, and all that came before is answered.
     pub fn join(mut self) {
@@ -124,8 +131,14 @@ impl Serving {
     }
 
     fn end_threads(&mut self) {
+        let is_forked = self.is_forked();
         for thread in self.threads.drain(..) {
-            // A handler that drops what it serves would wait for itself. Handlers do not panic here.
+            if is_forked {
+                // There is no such thread here, and nothing to wait for.
+                std::mem::forget(thread);
+                continue;
+            }
+            // A handler that drops what it serves would wait for itself.
             if thread.thread().id() != std::thread::current().id() {
                 let _ = thread.join();
             }
@@ -188,25 +201,30 @@ where
             Look::Nothing => return Answered::Nothing,
             Look::Ended => return Answered::Ended,
         };
-        // Nothing of ours is left half done by a panic; what the handler shares is for it to say.
-        let answer = catch_unwind(AssertUnwindSafe(|| {
-            let _entered = call.enter();
-            (self.handler)(&call)
+        // Nothing of ours is left half done by a panic, of the handler or while its answer is archived;
+        // what the handler shares is for it to say. An answer that cannot be sent was told to the caller.
+        let answered = catch_unwind(AssertUnwindSafe(|| {
+            let answer = {
+                let _entered = call.enter();
+                (self.handler)(&call)
+            };
+            let _ = match answer {
+                Ok(reply) => call.reply_shared(&reply),
+                Err(error) => call.fail_shared(&error),
+            };
         }));
-        // An answer that cannot be sent was told to the caller.
-        let _ = match answer {
-            Ok(Ok(reply)) => call.reply(&reply),
-            Ok(Err(error)) => call.fail(&error),
-            Err(panic) => {
-                call.refuse(Failure::Panicked, said(&*panic));
-                Ok(())
-            }
-        };
+        if let Err(panic) = answered {
+            call.refuse(Failure::Panicked, said(&*panic));
+        }
         Answered::Some
     }
 
     fn stop(&self) {
         self.server.stop();
+    }
+
+    fn is_forked(&self) -> bool {
+        self.server.is_forked()
     }
 }
 

@@ -5,9 +5,19 @@
 //! A task that waits for a request leaves every lane armed (`Hub::listen`), and one that waits for its call to
 //! be cancelled leaves the call's lane armed (`Hub::attend_to`). A lane that is armed stays so until it
 //! was rung for, whoever looks at it meanwhile (`Hub::watch` asks whether it was), and each ring has
-//! the port driven, which wakes all who wait: they look, and ask anew. So whoever takes a request need
-//! not wake others. Room is asked for as in `wait`. Each asking is followed by one more look.
+//! the port driven, which wakes all who wait for requests or room, and those for a cancel whose lane has rung
+//! since they asked: they look, and ask anew. So whoever takes a request need not wake others. Room is asked
+//! for as in `wait`. Each asking is followed by one more look.
+//!
+//! A peer that rings without end has a look end after some rounds, and others have their turn.
+//!
+//! # How a server ends
+//!
+//! From [`AsyncServer::stop`] on, or once it is dropped, or all that came before the end of its port was taken,
+//! requests are refused as they come, by whoever drives the port. That goes on until the last call that was
+//! taken is gone, too.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
@@ -18,25 +28,28 @@ use std::task::{Context, Poll, Waker};
 use super::block::block_on;
 use super::call::{AsyncCall, Found, answers_of};
 use crate::bus::Shared as BusShared;
-use crate::error::{ConnectError, ReceiveError};
+use crate::error::{ConnectError, Fault, ReceiveError};
 use crate::lane::{Kept, Message};
 use crate::link::lock;
 use crate::link::node::Offer;
-use crate::memory::layout::{Envelope, MOST_OPEN};
+use crate::memory::layout::Envelope;
 use crate::message::ShmRequest;
+use crate::service::client::give_back;
 use crate::service::contract::Contract;
 use crate::service::failure::Failure;
 use crate::service::hub::Hub;
 use crate::service::port::HubPort;
-use crate::service::server::{admit, is_plain};
+use crate::service::server::{admit, give_up, is_plain};
 use crate::sys::fork::Origin;
-use crate::wait::tasks::Drive;
+use crate::wait::tasks::{Drive, Place, Wakers, wake};
 use crate::wait::{Wait, Waiter};
 
 /// How often a task looks for itself, before it leaves that to the quiet thread.
 pub(super) const LOOKS: usize = 500;
 /// After so many requests that are not delivered, others have their turn.
 const TURN: usize = 1024;
+/// After so many looks that found something behind a barrier, and nothing when it was looked for.
+const ROUNDS: usize = 4;
 
 /// Answers a service from any number of tasks and threads.
 ///
@@ -70,10 +83,7 @@ const TURN: usize = 1024;
 /// # Ok(()) }
 /// ```
 pub struct AsyncServer<R: ShmRequest> {
-    // Dropped before the core, so that nobody is accepted who is not served.
-    _offer: Offer,
     core: Arc<Core>,
-    _bus: Arc<BusShared>,
     _request: PhantomData<fn(R)>,
 }
 
@@ -85,18 +95,30 @@ pub(super) struct Core {
     pub(super) origin: Origin,
     /// Requests that were not taken are refused.
     stops: AtomicBool,
+    /// Until it stops, so that nobody is accepted who is not served.
+    offer: Mutex<Option<Offer>>,
+    /// Whoever waits here, or holds a call, has the bus stay, which wakes it.
+    _bus: Arc<BusShared>,
 }
 
 pub(super) struct State {
     pub(super) hub: Hub,
-    /// Who waits for a request, for room, and for a cancel.
+    /// Who waits for a request, and for room.
     next: Vec<Waker>,
-    pub(super) room: Vec<Waker>,
-    pub(super) cancelled: Vec<Waker>,
-    /// How many requests were refused since this stops.
-    refused: usize,
+    pub(super) room: Wakers,
+    /// Who waits for a cancel, by lane.
+    cancelled: HashMap<usize, Watchers>,
     /// To be woken without the lock.
     woken: Vec<Waker>,
+    /// To be dropped without the lock.
+    pub(super) dropped: Vec<Waker>,
+}
+
+/// Who waits for calls of one lane to be cancelled.
+struct Watchers {
+    /// How many rings of the lane were seen when the first of them asked for one.
+    rings: u64,
+    wakers: Wakers,
 }
 
 impl<R: ShmRequest> AsyncServer<R> {
@@ -108,10 +130,10 @@ impl<R: ShmRequest> AsyncServer<R> {
         let state = State {
             hub: Hub::new(port.clone(), wait),
             next: Vec::new(),
-            room: Vec::new(),
-            cancelled: Vec::new(),
-            refused: 0,
+            room: Wakers::default(),
+            cancelled: HashMap::new(),
             woken: Vec::new(),
+            dropped: Vec::new(),
         };
         let core = Arc::new(Core {
             state: Mutex::new(state),
@@ -119,14 +141,14 @@ impl<R: ShmRequest> AsyncServer<R> {
             wait,
             origin: node.origin(),
             stops: AtomicBool::new(false),
+            offer: Mutex::default(),
+            _bus: bus.clone(),
         });
         let driven = Arc::downgrade(&core) as Weak<_>;
         port.sleeper.attach(driven, node.due().clone());
-        let offer = node.offer(R::SERVICE, port)?;
+        *lock(&core.offer) = Some(node.offer(R::SERVICE, port)?);
         Ok(AsyncServer {
-            _offer: offer,
             core,
-            _bus: bus.clone(),
             _request: PhantomData,
         })
     }
@@ -143,13 +165,16 @@ impl<R: ShmRequest> AsyncServer<R> {
         Next(self)
     }
 
-    /// Has every request that was not taken yet refused, and then [`next`](Self::next) end.
+    pub(super) fn is_forked(&self) -> bool {
+        self.core.origin.is_forked()
+    }
+
+    /// Offers the service no more, has every request that was not taken refused, also those that still come,
+    /// and [`next`](Self::next) end.
     ///
     /// Calls that were taken are answered as ever.
     pub fn stop(&self) {
-        // Relaxed: looked at under the lock that is taken next.
-        self.core.stops.store(true, Ordering::Relaxed);
-        self.core.drive();
+        self.core.stop();
     }
 
     fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Result<Option<AsyncCall<R>>, ReceiveError>> {
@@ -162,7 +187,7 @@ impl<R: ShmRequest> AsyncServer<R> {
             LOOKS
         };
         self.core.enter(|state| {
-            loop {
+            for _ in 0..ROUNDS {
                 for _ in 0..looks {
                     match self.look(state) {
                         Look::Found(call) => return Poll::Ready(Ok(Some(call))),
@@ -175,14 +200,15 @@ impl<R: ShmRequest> AsyncServer<R> {
                     }
                 }
                 if self.core.wait == Wait::Spin {
-                    state.woken.push(cx.waker().clone());
-                    return Poll::Pending;
+                    break;
                 }
                 add(&mut state.next, cx.waker());
                 if !state.hub.listen() {
                     return Poll::Pending;
                 }
             }
+            state.woken.push(cx.waker().clone());
+            Poll::Pending
         })
     }
 
@@ -211,25 +237,27 @@ impl<R: ShmRequest> AsyncServer<R> {
     fn look(&self, state: &mut State) -> Look<R> {
         // In this order: what came before the end is still taken.
         let ended = self.core.port.has_ended();
-        let stops = self.core.stops.load(Ordering::Relaxed);
+        // Relaxed: it is set before the lock is taken.
+        if self.core.stops.load(Ordering::Relaxed) {
+            return Look::Ended;
+        }
         match state.take::<R>() {
-            Take::Found(found) => {
-                let call = AsyncCall::new(found, self.core.clone());
-                if !stops {
-                    return Look::Found(call);
-                }
-                call.refuse(Failure::Stopping, "");
-                state.refused += 1;
-                match state.refused < state.hub.lanes() * MOST_OPEN {
-                    true => Look::More,
-                    // As many as can have waited: whoever asks on is told by the end.
-                    false => Look::Ended,
-                }
-            }
+            Take::Found(found) => Look::Found(AsyncCall::new(found, self.core.clone())),
             Take::Refused => Look::More,
-            Take::Empty if ended || stops => Look::Ended,
+            Take::Empty if ended => {
+                // Nobody takes what comes behind that: it is refused.
+                self.core.stops.store(true, Ordering::Relaxed);
+                self.core.port.sleeper.rouse();
+                Look::Ended
+            }
             Take::Empty => Look::Nothing,
         }
+    }
+}
+
+impl<R: ShmRequest> Drop for AsyncServer<R> {
+    fn drop(&mut self) {
+        self.core.stop();
     }
 }
 
@@ -265,27 +293,78 @@ impl Core {
     fn enter_locked<T>(mut state: MutexGuard<'_, State>, work: impl FnOnce(&mut State) -> T) -> T {
         let done = work(&mut state);
         let woken = std::mem::take(&mut state.woken);
+        let dropped = std::mem::take(&mut state.dropped);
         drop(state);
-        woken.into_iter().for_each(Waker::wake);
+        wake(woken);
+        drop(dropped);
         done
+    }
+
+    fn stop(&self) {
+        if self.origin.is_forked() {
+            return;
+        }
+        let offer = lock(&self.offer).take();
+        drop(offer);
+        // Relaxed: looked at under the lock that is taken next.
+        self.stops.store(true, Ordering::Relaxed);
+        if self.drive() {
+            self.port.sleeper.rouse();
+        }
+    }
+
+    /// Has a task woken when a call of this lane may have been cancelled. The caller looks once more.
+    pub(super) fn watch(&self, number: usize, place: &mut Place, waker: &Waker) {
+        self.enter(|state| {
+            // A lane that has ended has cancelled all its calls already.
+            let Some(rings) = state.hub.rings(number) else {
+                return;
+            };
+            // Counted before it is asked for the next one; and what another counted before this is older.
+            let watchers = state.cancelled.entry(number);
+            let watchers = watchers.or_insert_with(|| Watchers {
+                rings,
+                wakers: Wakers::default(),
+            });
+            let before = watchers.wakers.keep(place, waker);
+            state.dropped.extend(before);
+            state.hub.attend_to(number);
+        });
+    }
+
+    /// Wakes all who wait for calls of a lane to be cancelled: one of them was answered.
+    pub(super) fn wake_watchers(&self, number: usize) {
+        if !self.origin.is_forked() {
+            self.enter(|state| {
+                let watchers = state.cancelled.remove(&number);
+                let wakers = watchers.map(|mut watchers| watchers.wakers.take());
+                state.woken.extend(wakers.into_iter().flatten());
+            });
+        }
+    }
+
+    /// Who waited for a call of this lane to be cancelled does no more.
+    pub(super) fn unwatch(&self, number: usize, place: &mut Place) {
+        if !self.origin.is_forked() {
+            self.enter(|state| {
+                let watchers = state.cancelled.get_mut(&number);
+                let waker = watchers.and_then(|watchers| watchers.wakers.forget(place));
+                state.dropped.extend(waker);
+            });
+        }
     }
 }
 
 impl Drive for Core {
     fn drive(&self) -> bool {
         self.enter(|state| {
-            let State {
-                next,
-                room,
-                cancelled,
-                woken,
-                ..
-            } = state;
-            [next, room, cancelled]
-                .into_iter()
-                .for_each(|wakers| woken.append(wakers));
-        });
-        false
+            let room = state.room.take();
+            state.woken.extend(room);
+            state.woken.append(&mut state.next);
+            state.wake_watchers();
+            // Relaxed: as in `look`.
+            self.stops.load(Ordering::Relaxed) && state.refuse()
+        })
     }
 }
 
@@ -298,6 +377,41 @@ enum Take<R: ShmRequest> {
 }
 
 impl State {
+    /// Wakes those who wait for a cancel and whose lane has rung since it was asked to, or has ended.
+    fn wake_watchers(&mut self) {
+        let State {
+            hub,
+            cancelled,
+            woken,
+            ..
+        } = self;
+        cancelled.retain(|number, watchers| {
+            let stays = hub.rings(*number) == Some(watchers.rings);
+            if !stays {
+                woken.extend(watchers.wakers.take());
+            }
+            stays && !watchers.wakers.is_empty()
+        });
+    }
+
+    /// Refuses what has come, and has the lanes ring for more. True where that is to go on with the next turn.
+    fn refuse(&mut self) -> bool {
+        for _ in 0..TURN {
+            let Some((number, message)) = self.hub.try_next() else {
+                return self.hub.listen();
+            };
+            let lane = self.hub.lane_mut(number);
+            let answers = answers_of(lane);
+            let inbox = lane.inbox.get_mut();
+            let mut outbox = lock(&answers.outbox);
+            if admit(inbox, &mut outbox, &message).is_some() {
+                give_back(inbox, &message);
+                give_up(&mut outbox, message.record.tag, Failure::Stopping);
+            }
+        }
+        true
+    }
+
     /// Takes a request that is to be delivered, if there is one.
     fn take<R: ShmRequest>(&mut self) -> Take<R> {
         for _ in 0..TURN {
@@ -316,6 +430,12 @@ impl State {
                 }
             };
             let Message { record, .. } = message;
+            if !answers.begin(record.tag) {
+                lane.inbox.get_mut().refuse(Fault::Control {
+                    what: "a request whose tag is in use",
+                });
+                continue;
+            }
             // An invalid request has ended its link; the next one may be fine.
             if let Some(request) = Kept::of(lane.inbox.get_mut(), message) {
                 return Take::Found(Found {

@@ -6,14 +6,18 @@
 //! given it yet, or has given it, and the strand is about to be driven, which asks anew. Asking is
 //! followed by a barrier and one more look (`wait::attend`). A task that finds an answer itself while
 //! others wait changes nothing of that.
+//!
+//! A server that sends without end, or writes what leads nowhere, has a look end after some rounds: then
+//! whoever looked comes back, and others have their turn.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Instant;
 
 use bytemuck::Pod;
 
+use crate::bus::Shared as BusShared;
 use crate::error::{CallError, SendError};
 use crate::lane::{Bulk, Inbox, Message, Outbox, To};
 use crate::message::ShmRequest;
@@ -26,12 +30,14 @@ use crate::service::trace::Calling;
 use crate::sync::heavy_barrier;
 use crate::sys::fork::Origin;
 use crate::wait::Wait;
-use crate::wait::tasks::Drive;
+use crate::wait::tasks::{Drive, Place, Wakers, wake};
 
 /// How often the one task that waits looks for itself, before it leaves that to the quiet thread.
 const LOOKS: usize = 500;
 /// After so many messages, others have their turn.
 const TURN: usize = 1024;
+/// After so many looks that found something behind a barrier, and nothing when it was looked for.
+const ROUNDS: usize = 4;
 
 /// See the module.
 pub(super) struct Strand {
@@ -39,6 +45,8 @@ pub(super) struct Strand {
     origin: Origin,
     /// The process at the other end.
     pid: u32,
+    /// Whoever waits here has the bus stay, which wakes it.
+    _bus: Arc<BusShared>,
 }
 
 struct State {
@@ -50,15 +58,22 @@ struct State {
     /// How many do.
     waiting: usize,
     /// Who waits for room for a request.
-    room: Vec<Waker>,
+    room: Wakers,
     armed: bool,
     /// To be woken without the lock.
     woken: Vec<Waker>,
+    /// To be dropped without the lock: each may be all that is left of a task, which may call here.
+    dropped: Vec<Waker>,
     _closer: Closer,
 }
 
 impl Strand {
-    pub(super) fn new(outbox: Outbox, mut inbox: Inbox, closer: Closer, origin: Origin) -> Strand {
+    pub(super) fn new(
+        outbox: Outbox,
+        mut inbox: Inbox,
+        closer: Closer,
+        bus: &Arc<BusShared>,
+    ) -> Strand {
         inbox.watch();
         let pid = outbox.link().pid();
         let state = State {
@@ -67,15 +82,17 @@ impl Strand {
             calls: Calls::default(),
             wakers: Vec::new(),
             waiting: 0,
-            room: Vec::new(),
+            room: Wakers::default(),
             armed: false,
             woken: Vec::new(),
+            dropped: Vec::new(),
             _closer: closer,
         };
         Strand {
             state: Mutex::new(state),
-            origin,
+            origin: bus.node().origin(),
             pid,
+            _bus: bus.clone(),
         }
     }
 
@@ -100,8 +117,10 @@ impl Strand {
         let mut state = self.lock();
         let done = work(&mut state);
         let woken = std::mem::take(&mut state.woken);
+        let dropped = std::mem::take(&mut state.dropped);
         drop(state);
-        woken.into_iter().for_each(Waker::wake);
+        wake(woken);
+        drop(dropped);
         done
     }
 
@@ -129,7 +148,7 @@ impl Strand {
         request: &R,
         deadline: Option<Instant>,
         calling: &Calling,
-        waker: Option<&Waker>,
+        waits: Option<(&mut Place, &Waker)>,
     ) -> Poll<Result<u16, Error<R>>> {
         self.check_fork()?;
         self.enter(|state| {
@@ -137,19 +156,31 @@ impl Strand {
                 Err(CallError::Send(SendError::Full)) => {}
                 sent => return Poll::Ready(sent),
             }
-            let Some(waker) = waker else {
+            let Some((place, waker)) = waits else {
                 return Poll::Pending;
             };
-            state.room.push(waker.clone());
+            let before = state.room.keep(place, waker);
+            state.dropped.extend(before);
             state.outbox.ask_for_room();
             match state.send(request, deadline, calling) {
                 Err(CallError::Send(SendError::Full)) => Poll::Pending,
                 sent => {
-                    state.room.pop();
+                    let waker = state.room.forget(place);
+                    state.dropped.extend(waker);
                     Poll::Ready(sent)
                 }
             }
         })
+    }
+
+    /// Who waited for room does no more.
+    pub(super) fn leave(&self, place: &mut Place) {
+        if place.is_taken() && !self.is_forked() {
+            self.enter(|state| {
+                let waker = state.room.forget(place);
+                state.dropped.extend(waker);
+            });
+        }
     }
 
     /// The next message of a call, or its waker is kept.
@@ -162,7 +193,7 @@ impl Strand {
         self.check_fork()?;
         self.enter(|state| {
             state.forget(tag);
-            loop {
+            for _ in 0..ROUNDS {
                 let mut is_drained = true;
                 for _ in 0..state.looks(wait) {
                     if state.calls.is_superseded(tag) {
@@ -181,9 +212,7 @@ impl Strand {
                     std::hint::spin_loop();
                 }
                 if !is_drained || wait == Wait::Spin && state.waiting == 0 {
-                    // Other tasks have their turn, and then it looks again.
-                    state.woken.push(waker.clone());
-                    return Poll::Pending;
+                    break;
                 }
                 state.keep(tag, waker);
                 if !state.arm() {
@@ -191,6 +220,9 @@ impl Strand {
                 }
                 state.forget(tag);
             }
+            // Other tasks have their turn, and then it looks again.
+            state.woken.push(waker.clone());
+            Poll::Pending
         })
     }
 
@@ -254,7 +286,10 @@ impl State {
         calling: &Calling,
     ) -> Result<u16, Error<R>> {
         let open = self.calls.open();
-        if self.is_full() && !self.outbox.line().is_closed() {
+        if self.outbox.line().is_closed() {
+            return Err(self.outbox.closed().into());
+        }
+        if self.is_full() {
             return Err(CallError::TooMany { open });
         }
         let tag = self.calls.next().ok_or(CallError::TooMany { open })?;
@@ -307,9 +342,14 @@ impl State {
         for _ in 0..TURN {
             let Some(message) = self.inbox.poll() else {
                 self.inbox.flush();
-                return Found::Nothing;
+                // What is there and leads to no message is followed with the next turn.
+                return match self.inbox.is_ready() {
+                    true => Found::Others,
+                    false => Found::Nothing,
+                };
             };
             if message.record.tag == tag && self.calls.is_next(tag) {
+                self.calls.found(&message);
                 return Found::Message(message);
             }
             self.take(message);
@@ -324,7 +364,7 @@ impl State {
         for _ in 0..TURN {
             let Some(message) = self.inbox.poll() else {
                 self.inbox.flush();
-                return true;
+                return !self.inbox.is_ready();
             };
             self.take(message);
         }
@@ -364,14 +404,15 @@ impl State {
         if self.wakers.len() <= tag {
             self.wakers.resize_with(tag + 1, || None);
         }
-        if self.wakers[tag].replace(waker.clone()).is_none() {
-            self.waiting += 1;
-        }
+        let before = self.wakers[tag].replace(waker.clone());
+        self.waiting += usize::from(before.is_none());
+        self.dropped.extend(before);
     }
 
     fn forget(&mut self, tag: u16) {
         let waker = self.wakers.get_mut(usize::from(tag)).and_then(Option::take);
         self.waiting -= usize::from(waker.is_some());
+        self.dropped.extend(waker);
     }
 
     fn wake(&mut self, tag: u16) {
@@ -379,37 +420,43 @@ impl State {
         self.waiting -= usize::from(waker.is_some());
         self.woken.extend(waker);
     }
+
+    /// Takes what has come, and has the lane ring for more. True where that is to go on with the next turn.
+    fn drive(&mut self) -> bool {
+        for _ in 0..ROUNDS {
+            let is_drained = self.drain();
+            if self.is_over() {
+                let all = self.wakers.iter_mut().filter_map(Option::take);
+                self.woken.extend(all);
+                self.waiting = 0;
+            }
+            if self.waiting == 0 {
+                if self.armed {
+                    self.armed = false;
+                    self.inbox.watch();
+                }
+                return false;
+            }
+            if !is_drained {
+                return true;
+            }
+            // The ring that was asked for was given, most likely.
+            self.armed = true;
+            if !self.inbox.rearm() && !self.inbox.line().is_closed() {
+                return false;
+            }
+        }
+        true
+    }
 }
 
 impl Drive for Strand {
     fn drive(&self) -> bool {
         self.enter(|state| {
-            let is_drained = loop {
-                let is_drained = state.drain();
-                if state.is_over() {
-                    let all = state.wakers.iter_mut().filter_map(Option::take);
-                    state.woken.extend(all);
-                    state.waiting = 0;
-                }
-                if state.waiting == 0 {
-                    if state.armed {
-                        state.armed = false;
-                        state.inbox.watch();
-                    }
-                    break true;
-                }
-                if !is_drained {
-                    break false;
-                }
-                // The ring that was asked for was given, most likely.
-                state.armed = true;
-                if !state.inbox.rearm() && !state.inbox.line().is_closed() {
-                    break true;
-                }
-            };
-            let room = std::mem::take(&mut state.room);
+            let more = state.drive();
+            let room = state.room.take();
             state.woken.extend(room);
-            !is_drained
+            more
         })
     }
 }
