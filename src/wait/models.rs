@@ -259,6 +259,8 @@ struct Entry {
     watched: bool,
     /// Whether the ring that was last asked for has been seen.
     rung: bool,
+    /// How many rings were seen.
+    rings: u64,
 }
 
 /// A port with a doorbell of a peer, in the steps of `Hub`.
@@ -279,6 +281,7 @@ impl Port {
             lane,
             watched: false,
             rung: false,
+            rings: 0,
         };
         Port {
             lanes: lanes.into_iter().map(entry).collect(),
@@ -293,6 +296,7 @@ impl Port {
     fn look(&mut self) {
         self.seen.look(&self.bell, |lane| {
             self.lanes[lane].rung = true;
+            self.lanes[lane].rings += 1;
             self.ready.push(lane);
         });
         while let Some(number) = self.ready.pop() {

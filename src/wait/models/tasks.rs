@@ -195,7 +195,8 @@ struct Core(Mutex<Requests>);
 struct Requests {
     port: Port,
     next: Vec<Waker>,
-    cancelled: Vec<Waker>,
+    /// Who waits for a cancel, and how many rings were seen when the first of them asked for one.
+    cancelled: Option<(u64, Vec<Waker>)>,
 }
 
 impl Core {
@@ -203,7 +204,7 @@ impl Core {
         Core(Mutex::new(Requests {
             port: Port::new(vec![lane], bell, true),
             next: Vec::new(),
-            cancelled: Vec::new(),
+            cancelled: None,
         }))
     }
 
@@ -228,7 +229,9 @@ impl Core {
             return true;
         }
         enter(&self.0, |state, _| {
-            state.cancelled.push(waker.clone());
+            let rings = state.port.rings(0);
+            let watchers = state.cancelled.get_or_insert((rings, Vec::new()));
+            watchers.1.push(waker.clone());
             state.port.attend_to(0);
         });
         is_cancelled()
@@ -239,7 +242,9 @@ impl Driven for Core {
     fn drive(&self) {
         enter(&self.0, |state, woken| {
             woken.append(&mut state.next);
-            woken.append(&mut state.cancelled);
+            let rings = state.port.rings(0);
+            let rang = state.cancelled.take_if(|(seen, _)| *seen != rings);
+            woken.extend(rang.into_iter().flat_map(|(_, watchers)| watchers));
         });
     }
 }
@@ -276,8 +281,14 @@ impl Port {
     fn look_at_doors(&mut self) {
         self.seen.look(&self.bell, |lane| {
             self.lanes[lane].rung = true;
+            self.lanes[lane].rings += 1;
             self.ready.push(lane);
         });
+    }
+
+    fn rings(&mut self, number: usize) -> u64 {
+        self.look_at_doors();
+        self.lanes[number].rings
     }
 
     fn rearm(&mut self, number: usize) {
@@ -331,6 +342,31 @@ fn no_task_waits_for_ever_for_a_cancel() {
         let other = core.clone();
         let task = spawn(move || wait(|waker| other.poll_next(waker)));
         wait(|waker| core.poll_cancelled(waker, || requests.is_cancelled(TAG)));
+        chimes.end([sender, task]);
+    });
+}
+
+/// Two tasks wait for cancels on the same lane, one of which comes while the other asks.
+#[test]
+fn no_watcher_is_forgotten_for_another() {
+    const TAGS: [u16; 2] = [3, 4];
+    explore(Some(2), || {
+        let (chimes, bell) = (Chimes::new(), Shared::heap(Doorbell::new()));
+        let (mut sending, receiving) = lane(chimes.ringer(), Some((bell.clone(), 0)));
+        let core = chimes.stand(Core::new(receiving, bell));
+        let requests = Shared::heap(SenderBlock::new());
+        let caller = requests.clone();
+        let sender = spawn(move || {
+            for tag in TAGS {
+                caller.cancel(tag);
+                sending.signal();
+            }
+        });
+        let (other, others) = (core.clone(), requests.clone());
+        let task = spawn(move || {
+            wait(|waker| other.poll_cancelled(waker, || others.is_cancelled(TAGS[0])));
+        });
+        wait(|waker| core.poll_cancelled(waker, || requests.is_cancelled(TAGS[1])));
         chimes.end([sender, task]);
     });
 }
