@@ -582,7 +582,7 @@ impl Bus {
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let bus = shmbus::Bus::open("doc-incidents")?;
     /// for incident in bus.take_incidents() {
-    ///     eprintln!("process {}: {}", incident.pid, incident.what);
+    ///     eprintln!("{incident}");
     /// }
     /// # Ok(()) }
     /// ```

@@ -35,7 +35,7 @@
 //! ```
 //!
 //! Errors, streams, cancelling, deadlines, and how to port a service of tarpc, tonic or lsp-server, are
-//! shown in [`docs/conversation.md`](https://github.com/shmbus/shmbus/blob/main/docs/conversation.md).
+//! shown in [`conversation`].
 //!
 //! # Features
 //!
@@ -122,6 +122,6 @@ pub use wait::Wait;
 #[doc = include_str!("../README.md")]
 struct ReadmeDocTests;
 
-#[cfg(doctest)]
+#[cfg(any(doc, doctest))]
 #[doc = include_str!("../docs/conversation.md")]
-struct ConversationDocTests;
+pub mod conversation {}

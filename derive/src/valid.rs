@@ -36,7 +36,7 @@ fn check_request(input: &Input) -> Result<()> {
         let wrong = if input.shm.service.is_none() {
             "a request supersedes another: add `service = \"name\"` and `reply = Type`"
         } else {
-            "there is no such field"
+            "there is no such field: what a request supersedes is said by a field of a struct"
         };
         if input.shm.service.is_none() || input.key().is_none() {
             return Err(Error::new(field.span(), wrong));

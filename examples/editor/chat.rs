@@ -129,7 +129,7 @@ async fn demonstrate(client: &AsyncClient<Prompt>, places: &[Place]) -> Result<(
         cancelled == 1 || long.len() < LONG,
         "the engine went on with an answer that was cancelled"
     );
-    println!("({tokens} tokens; the engine gave up {cancelled} answers)");
+    println!("({tokens} tokens; answers that the engine gave up: {cancelled})");
     match answer(client, &ask("…".to_owned()), u64::MAX, never()).await? {
         End::Unclear(_) => Ok(()),
         _ => bail!("an answer to no question"),

@@ -95,7 +95,8 @@ pub fn table(kinds: &[(&str, &Times)]) -> String {
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    table.to_string()
+    let checked: u64 = kinds.iter().map(|(_, times)| times.whole.len()).sum();
+    format!("{table}\n{checked} replies, each checked against its request")
 }
 
 fn time(ns: u64) -> String {

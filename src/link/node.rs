@@ -5,6 +5,7 @@
 //! path of a message waits for it.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
@@ -63,6 +64,12 @@ pub struct Incident {
     pub pid: u32,
     /// What went wrong.
     pub what: String,
+}
+
+impl fmt::Display for Incident {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {}: {}", self.pid, self.what)
+    }
 }
 
 /// How peers reach this bus.

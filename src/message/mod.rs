@@ -88,6 +88,7 @@ pub trait ShmMessage:
 
 /// What cannot be sent: the items of a service without a stream, and the errors of one without errors.
 #[derive(Debug, shmbus_derive::ShmMessage)]
+#[shm(name = "(none)")]
 pub struct Nothing {
     _private: (),
 }
