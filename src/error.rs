@@ -345,7 +345,7 @@ pub enum SendError {
 }
 
 /// Why nothing was received.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReceiveError {
     /// The handle was made before this process was forked off.

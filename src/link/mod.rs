@@ -176,9 +176,9 @@ impl Link {
         let bytes = wire::encode(control)
             .ok_or_else(|| Unsent::System(io::ErrorKind::InvalidInput.into()))?;
         let mut outgoing = lock(&self.outgoing);
-        let waited = outgoing.waits();
+        let was_due = outgoing.is_due();
         let sent = outgoing.send(&self.socket, bytes, descriptor);
-        if outgoing.waits() != waited {
+        if outgoing.is_due() != was_due {
             self.watch(&outgoing);
         }
         sent
@@ -197,13 +197,15 @@ impl Link {
     /// Sends what waits, as far as the peer has read; true where nothing waits any more.
     pub(crate) fn flush(&self) -> bool {
         let mut outgoing = lock(&self.outgoing);
-        if !outgoing.waits() {
+        if !outgoing.is_due() {
             return true;
         }
         let flushed = outgoing.flush(&self.socket);
+        let owes_look = outgoing.take_look();
         self.watch(&outgoing);
         drop(outgoing);
         match flushed {
+            Ok(true) if !owes_look => true,
             Ok(true) => {
                 // A task may wait for room, and not know that it is this which it waits for.
                 let lines = self.state().lanes.lines();
@@ -231,7 +233,7 @@ impl Link {
             self.socket.as_fd(),
             self.token,
             !self.is_dead(),
-            outgoing.waits(),
+            outgoing.is_due(),
         );
     }
 

@@ -29,6 +29,8 @@ pub(super) enum Unsent {
 pub(super) struct Outgoing {
     waiting: VecDeque<Parcel>,
     bytes: usize,
+    /// Something waited, and whoever waits for it was not told that it was sent.
+    owes_look: bool,
     ended: bool,
 }
 
@@ -63,7 +65,9 @@ impl Outgoing {
         }
         self.bytes += bytes.len();
         self.waiting.push_back(Parcel { bytes, descriptor });
-        self.flush(socket).map(drop).map_err(Unsent::System)
+        let flushed = self.flush(socket).map_err(Unsent::System)?;
+        self.owes_look |= !flushed;
+        Ok(())
     }
 
     /// Sends the last message: what waits before it will not be sent any more.
@@ -93,6 +97,16 @@ impl Outgoing {
     /// How many bytes wait.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Whether nothing waits any more that others wait for: once each time.
+    pub(super) fn take_look(&mut self) -> bool {
+        !self.waits() && std::mem::take(&mut self.owes_look)
+    }
+
+    /// True while something is to be done as soon as the socket takes more.
+    pub(super) fn is_due(&self) -> bool {
+        self.waits() || self.owes_look
     }
 
     /// True while something waits.

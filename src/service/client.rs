@@ -317,6 +317,9 @@ impl<R: ShmRequest> Client<R> {
         let claim = self.claim(request);
         let calling = Calling::begin(R::SERVICE, || self.server_pid());
         let begun = self.begin(request, deadline, &calling);
+        if let Err(error) = &begun {
+            calling.failed(error);
+        }
         match (&claim, &begun) {
             (Some(claim), Ok(tag)) => self.claimed(claim, *tag),
             (Some(claim), Err(_)) => self.release(claim),

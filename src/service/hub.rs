@@ -91,11 +91,11 @@ impl Hub {
             .expect("a lane stays as long as its message was not looked at")
     }
 
-    /// How many rings of a lane were seen, with those that have come; `None` where it has ended.
+    /// How many rings of a lane were [seen](Self::look_at_doors); `None` where it has ended.
     pub(crate) fn rings(&mut self, number: usize) -> Option<u64> {
-        self.look_at_doors();
-        let lane = self.lanes.get(number).and_then(Option::as_ref)?;
-        (!lane.closing).then_some(lane.rings)
+        let lane = self.lanes.get_mut(number).and_then(Option::as_mut)?;
+        let has_ended = lane.closing || lane.inbox.get_mut().line().is_closed();
+        (!has_ended).then_some(lane.rings)
     }
 
     /// Has every lane ring for what comes next. True where something has come already.
@@ -256,7 +256,7 @@ impl Hub {
     }
 
     #[inline]
-    fn look_at_doors(&mut self) {
+    pub(crate) fn look_at_doors(&mut self) {
         for Door {
             bell, seen, lanes, ..
         } in &mut self.doors

@@ -13,6 +13,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
@@ -49,7 +50,6 @@ struct Timers {
 #[derive(Default)]
 pub(crate) struct Wakers {
     kept: BTreeMap<u64, Waker>,
-    next: u64,
 }
 
 /// The place of one who waits among [`Wakers`], if it has one.
@@ -67,10 +67,11 @@ impl Wakers {
     /// Keeps a waker, in place of the one that was kept before; that is returned, to be dropped without a
     /// lock: it may be all that is left of its task.
     pub(crate) fn keep(&mut self, place: &mut Place, waker: &Waker) -> Option<Waker> {
-        let number = *place.0.get_or_insert_with(|| {
-            self.next += 1;
-            self.next
-        });
+        // Numbers of all of them together: a place may come to others than it was first among. Relaxed: only
+        // that none comes twice matters.
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let next = || NEXT.fetch_add(1, Ordering::Relaxed);
+        let number = *place.0.get_or_insert_with(next);
         self.kept.insert(number, waker.clone())
     }
 

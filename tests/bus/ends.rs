@@ -15,7 +15,7 @@ use shmbus::rkyv::with::{ArchiveWith, DeserializeWith, SerializeWith};
 use shmbus::rkyv::{Archive, Place};
 use shmbus::{CallError, SendError, ShmMessage};
 
-use crate::support::{Answer, Ask, name, open, together};
+use crate::support::{Answer, Ask, Child, name, open, tell, together, told};
 
 #[derive(ShmMessage)]
 #[shm(service = "steps", stream = Step, reply = Done)]
@@ -633,4 +633,223 @@ fn the_helpers_of_this_file_do_what_they_say() {
     assert!(catch_unwind(std::panic::AssertUnwindSafe(|| waker.wake_by_ref())).is_err());
     let ready = poll(&mut poll_fn(|_| Poll::Ready(3)), &waker);
     assert_eq!(ready, Poll::Ready(3));
+}
+
+fn wait_for(counting: &Counting, wakes: usize) {
+    while counting.0.load(Ordering::Relaxed) < wakes {
+        thread::yield_now();
+    }
+}
+
+/// One watcher of a lane is not taken for another, whichever comes first, and ends first.
+#[test]
+fn each_watcher_is_woken_for_its_own_call() {
+    let _together = together();
+    let name = name("watchers");
+    let (here, there) = (open(&name), open(&name));
+    let server = here.async_server::<Walk>().expect("nobody else serves");
+    let client = there.async_client::<Walk>().expect("a server is there");
+    let requests = [walk(1, 0, 0), walk(2, 0, 0)];
+    let take = || server.next().wait().expect("not forked").expect("it came");
+    for newer_ends in [true, false] {
+        let older = client.call(&requests[0]);
+        let first = take();
+        let [one, two] = [(); 2].map(|()| Arc::new(Counting::default()));
+        let (waker, other) = (Waker::from(one.clone()), Waker::from(two.clone()));
+        let mut watching = Box::pin(first.cancelled());
+        assert!(poll(&mut watching, &waker).is_pending());
+        // Its ring has the watcher look again.
+        let newer = client.call(&requests[1]);
+        let second = take();
+        wait_for(&one, 1);
+        let mut others = Box::pin(second.cancelled());
+        assert!(poll(&mut others, &other).is_pending());
+        assert!(poll(&mut watching, &waker).is_pending());
+        if newer_ends {
+            drop((watching, newer));
+            wait_for(&two, 1);
+            assert!(poll(&mut others, &other).is_ready());
+            drop(older);
+        } else {
+            drop((others, older));
+            wait_for(&one, 2);
+            assert!(poll(&mut watching, &waker).is_ready());
+            drop(newer);
+        }
+    }
+}
+
+/// A part: calls, and is killed.
+pub(crate) fn calls_and_dies(name: &str) {
+    let bus = open(name);
+    let client = bus.client::<Walk>().expect("a server is there");
+    let steps = client.stream(&walk(1, 0, 0)).expect("there is room");
+    tell("called");
+    while told().is_some() {}
+    drop(steps);
+}
+
+#[test]
+fn who_watches_a_call_learns_of_its_callers_death() {
+    let _together = together();
+    for takes in [false, true] {
+        let name = name(&format!("caller-dies-{takes}"));
+        let bus = open(&name);
+        let server = Arc::new(bus.async_server::<Walk>().expect("nobody else serves"));
+        let mut child = Child::start("calls-and-dies", &[&name]);
+        assert_eq!(child.hear(), "called");
+        let call = server.next().wait().expect("not forked").expect("it came");
+        let taking = takes.then(|| {
+            let server = server.clone();
+            thread::spawn(move || server.next().wait().map(|call| call.is_none()))
+        });
+        let counting = Arc::new(Counting::default());
+        let waker = Waker::from(counting.clone());
+        let mut watching = Box::pin(call.cancelled());
+        assert!(poll(&mut watching, &waker).is_pending());
+        child.kill();
+        wait_for(&counting, 1);
+        while poll(&mut watching, &waker).is_pending() {
+            thread::yield_now();
+        }
+        server.stop();
+        if let Some(taking) = taking {
+            assert_eq!(taking.join().expect("no panic"), Ok(true));
+        }
+    }
+}
+
+/// The last handle on a call that was answered is one that its handler gave away.
+#[test]
+fn a_call_is_answered_once() {
+    let _together = together();
+    let name = name("once");
+    let (here, there) = (open(&name), open(&name));
+    let server = Arc::new(here.async_server::<Walk>().expect("nobody else serves"));
+    let (given, clones) = channel();
+    let (go_on, gone_on) = channel();
+    let running = thread::spawn({
+        let (server, both) = (server.clone(), Mutex::new((given, Some(gone_on))));
+        move || {
+            pollster::block_on(server.run(
+                |task| drop(thread::spawn(|| pollster::block_on(task))),
+                move |call| {
+                    let mut both = both.lock().expect("nobody panics");
+                    let given = both.0.clone();
+                    let waits = (call.id == 2).then(|| both.1.take()).flatten();
+                    async move {
+                        let (id, padding) = (call.id.to_native(), Vec::new());
+                        match waits {
+                            None => given.send(call).expect("the test listens"),
+                            Some(waits) => waits.recv().expect("the test goes on"),
+                        }
+                        Ok(Done { id, padding })
+                    }
+                },
+            ))
+        }
+    });
+    let client = there.async_client::<Walk>().expect("a server is there");
+    let requests = [walk(1, 0, 0), walk(2, 0, 0)];
+    assert_eq!(client.call(&requests[0]).wait().expect("an answer").id, 1);
+    let mut clone = clones.recv().expect("the handler gives it");
+    // Of the same tag.
+    let second = client.call(&requests[1]);
+    let call = loop {
+        match Arc::try_unwrap(clone) {
+            Ok(call) => break call,
+            Err(shared) => clone = shared,
+        }
+        thread::yield_now();
+    };
+    let padding = Vec::new();
+    let late = call.reply(&Done { id: 77, padding });
+    assert!(matches!(late, Err(SendError::Cancelled)), "{late:?}");
+    go_on.send(()).expect("the handler waits");
+    assert_eq!(second.wait().expect("an answer").id, 2);
+    assert_eq!(there.take_incidents(), []);
+    server.stop();
+    running.join().expect("no panic").expect("not forked");
+}
+
+#[derive(ShmMessage)]
+#[shm(service = "drops-badly", reply = DropsBadly)]
+struct Drops {
+    id: u64,
+}
+
+#[derive(ShmMessage)]
+struct DropsBadly {
+    id: u64,
+}
+
+impl Drop for DropsBadly {
+    fn drop(&mut self) {
+        assert_ne!(self.id, 1, "dropped badly");
+    }
+}
+
+/// The panic comes behind the answer.
+#[test]
+fn a_reply_that_panics_when_it_is_dropped_is_one() {
+    let _together = together();
+    let bus = open(&name("drops-badly"));
+    let serving = bus.serve::<Drops, _>(1, |call| {
+        let id = call.id.to_native();
+        Ok(DropsBadly { id })
+    });
+    let serving = serving.expect("nobody else serves");
+    let client = bus.client::<Drops>().expect("a server is there");
+    for id in [0, 1, 2, 1, 3] {
+        assert_eq!(client.call(&Drops { id }).expect("an answer").id, id);
+    }
+    drop(client);
+    drop(serving);
+    assert_eq!(bus.take_incidents(), []);
+}
+
+/// Threads of this process that keep links.
+fn quiet_threads(of: &str) -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("there is /proc");
+    let names = tasks
+        .flatten()
+        .filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+    names.filter(|name| name.trim() == of).count()
+}
+
+/// A part: makes and drops many buses whose answers are on their way.
+pub(crate) fn drops_buses(name: &str) {
+    let waker = Waker::from(Arc::new(Counting::default()));
+    for turn in 0..600 {
+        {
+            let bus = open(name);
+            let client = bus.async_client::<Walk>().expect("a server is there");
+            let requests: Vec<_> = (0..20).map(|id| walk(id, 0, 0)).collect();
+            let mut pending: Vec<_> = requests.iter().map(|walk| client.call(walk)).collect();
+            for pending in &mut pending {
+                let _ = poll(pending, &waker);
+            }
+            for _ in 0..turn % 40 * 100 {
+                std::hint::spin_loop();
+            }
+        }
+        assert_eq!(quiet_threads("shmbus"), 0, "turn {turn}");
+    }
+    tell("good");
+}
+
+/// Who drops the last handle of a bus ends it, whatever is under way.
+#[test]
+fn a_bus_has_ended_when_its_last_handle_is_dropped() {
+    let _together = together();
+    let name = name("last-handle");
+    let bus = open(&name);
+    let serving = bus.serve::<Walk, _>(2, |call| {
+        let (id, padding) = (call.id.to_native(), Vec::new());
+        Ok(Done { id, padding })
+    });
+    let _serving = serving.expect("nobody else serves");
+    let mut child = Child::start("drops-buses", &[&name]);
+    assert_eq!(child.hear(), "good");
+    assert!(child.end().success());
 }

@@ -55,6 +55,8 @@ fn child() {
         "comes-and-goes" => leftovers::comes_and_goes(arguments[0]),
         "visits" => leftovers::visits(arguments[0]),
         "has-namesakes" => leftovers::has_namesakes(arguments[0]),
+        "calls-and-dies" => ends::calls_and_dies(arguments[0]),
+        "drops-buses" => ends::drops_buses(arguments[0]),
         other => panic!("no such part: {other}"),
     }
 }

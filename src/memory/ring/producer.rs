@@ -16,6 +16,8 @@ use crate::sync::{AtomicU64, Ordering, load_acquire, prefetch_to_write};
 /// How many cells ahead the line is fetched that will be written.
 const AHEAD: usize = 6;
 const WORDS: usize = MOST_CELLS / 64;
+/// Stands for a jump among the cells that records take.
+const JUMP: u16 = 0;
 
 /// No cells are free: wait until the receiver hands some back.
 #[derive(Debug, PartialEq, Eq)]
@@ -55,17 +57,17 @@ pub(crate) struct Producer {
     busy: [u64; WORDS],
     /// First cells of published records.
     heads: [u64; WORDS],
-    /// First cells of records that took more than one cell, are items, or lend a block.
+    /// First cells of records that took more than one cell, are items, lend a block, or are jumps.
     large: [u64; WORDS],
     /// How the receiver's bits stood when last looked at.
     seen: [u64; WORDS],
-    /// How many cells a large record took, by its first cell.
+    /// How many cells a large record took, by its first cell; or [`JUMP`].
     span: Vec<u16>,
     /// The block that a record refers to, by its first cell.
     lent: Vec<Option<Arc<Block>>>,
     /// How many bytes the blocks have that records refer to.
     lent_bytes: usize,
-    /// How many cells are busy with records of more than one, other than items, and with jumps to them.
+    /// How many cells are busy with records of more than one, other than items, and with jumps.
     wide: usize,
     streams: Streams,
     /// Blocks that came back and may be used again.
@@ -226,7 +228,7 @@ impl Producer {
         if is_item {
             self.streams.sent(tag, cell, cells);
         } else if cells > 1 {
-            self.wide += cells + 1;
+            self.wide += cells;
         }
         if cells > 1 || is_item || block.is_some() {
             self.large[cell / 64] |= 1 << (cell % 64);
@@ -255,6 +257,9 @@ impl Producer {
                 tag: 0,
             };
             self.commit(self.next, self.sequence, jump);
+            self.large[self.next / 64] |= 1 << (self.next % 64);
+            self.span[self.next] = JUMP;
+            self.wide += 1;
         }
         self.sequence = sequence.wrapping_add(1);
         self.next = next;
@@ -308,10 +313,14 @@ impl Producer {
             while left != 0 {
                 let cell = word * 64 + left.trailing_zeros() as usize;
                 left &= left - 1;
+                if self.span[cell] == JUMP {
+                    self.wide -= 1;
+                    continue;
+                }
                 let cells = self.span[cell].into();
                 free(&mut self.busy, cell, cells);
                 if !self.streams.returned(cell, cells) && cells > 1 {
-                    self.wide -= cells + 1;
+                    self.wide -= cells;
                 }
                 if let Some(block) = self.lent[cell].take() {
                     self.lent_bytes -= block.len();
@@ -331,10 +340,11 @@ impl Producer {
     /// so that a last word always has room (`streams`).
     #[inline]
     pub(crate) fn most_of_reply(&self, is_item: bool) -> usize {
-        let left = if is_item {
-            self.streams.left()
-        } else {
-            MOST_WIDE.saturating_sub(self.wide + 1)
+        // More than one only where a jump to it may be counted, too.
+        let left = match MOST_WIDE.saturating_sub(self.wide + 1) {
+            0 => 1,
+            _ if is_item => self.streams.left(),
+            left => left,
         };
         left.max(1)
     }

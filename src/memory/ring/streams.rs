@@ -7,8 +7,8 @@
 //! # Why a last word always has room
 //!
 //! An honest client has at most [`MOST_LAST`] replies that it holds and calls that are not answered. On a lane
-//! of replies, items take at most [`MOST_ITEMS`] cells, and other records of more than one cell, with the jumps
-//! that may lead to them, at most [`MOST_WIDE`]: who needs more goes through the slab, which takes one cell.
+//! of replies, items take at most [`MOST_ITEMS`] cells, and other records of more than one cell, and all jumps,
+//! at most [`MOST_WIDE`]: who needs more goes through the slab, which takes one cell and no jump.
 //! Hand-backs that the client gathers, records that add cells, and the reserved cell are the rest. All of them
 //! together are no more than the cells that a lane may have.
 
@@ -18,7 +18,7 @@ use crate::memory::ring::consumer::GATHER;
 /// The most cells that items of all streams take together.
 const MOST_ITEMS: usize = MOST_CELLS / 4;
 
-/// The most cells that other records of more than one cell take, each with one for a jump.
+/// The most cells that other records of more than one cell take, and jumps to any.
 pub(super) const MOST_WIDE: usize = 200;
 
 /// The most last words of one cell that an honest client has not handed back: what it may hold and have

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use super::OfBus;
 use super::block::block_on;
 use super::gather::Gather;
 use super::server::Core;
@@ -95,7 +96,7 @@ pub(super) struct Found<R: ShmRequest> {
 pub struct AsyncCall<R: ShmRequest> {
     request: Kept<R>,
     answers: Arc<Answers>,
-    core: Arc<Core>,
+    core: OfBus<Core>,
     number: usize,
     tag: u16,
     said: Envelope,
@@ -105,7 +106,7 @@ pub struct AsyncCall<R: ShmRequest> {
 }
 
 impl<R: ShmRequest> AsyncCall<R> {
-    pub(super) fn new(found: Found<R>, core: Arc<Core>) -> Self {
+    pub(super) fn new(found: Found<R>, core: OfBus<Core>) -> Self {
         let Found {
             request,
             answers,
@@ -167,6 +168,10 @@ impl<R: ShmRequest> AsyncCall<R> {
             self.answering.failed("of the service");
         }
         let mut outbox = self.outbox(&self.answers)?;
+        // Relaxed: it is set with the outbox. The tag may be another call's by now.
+        if self.answered.load(Ordering::Relaxed) {
+            return Err(SendError::Cancelled);
+        }
         self.answers.end(self.tag);
         let sent = outbox.try_send(answer, to);
         // Only now: an answer that panics while it is archived leaves the call to `drop`. Relaxed: who
@@ -278,7 +283,9 @@ impl<R: ShmRequest> AsyncCall<R> {
         }
         let mut outbox = lock(&self.answers.outbox);
         // Relaxed: as in `answer`.
-        self.answered.store(true, Ordering::Relaxed);
+        if self.answered.swap(true, Ordering::Relaxed) {
+            return;
+        }
         self.answers.end(self.tag);
         give_up_with(&mut outbox, self.tag, why, text);
     }

@@ -4,6 +4,7 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
+use super::OfBus;
 use super::strand::Strand;
 use crate::service::newest::{Newest, Ticket};
 use crate::sys::fork::Origin;
@@ -19,7 +20,7 @@ pub(super) struct Claims<K> {
 enum At {
     /// It waits for room.
     Waits(Waker),
-    Sent(Arc<Strand>, Ticket),
+    Sent(OfBus<Strand>, Ticket),
 }
 
 impl At {
@@ -88,7 +89,7 @@ impl<K: Eq + Hash> Claim<K> {
     }
 
     /// The call was sent there. Where a newer one was made meanwhile, it is cancelled.
-    pub(super) fn sent(&self, strand: &Arc<Strand>, tag: u16) {
+    pub(super) fn sent(&self, strand: &OfBus<Strand>, tag: u16) {
         let ticket = strand.ticket(tag);
         let at = At::Sent(strand.clone(), ticket);
         let before = self.claims.lock().put(&self.key, self.number, at);

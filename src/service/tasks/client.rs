@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytemuck::Pod;
 
+use super::OfBus;
 use super::block::block_on;
 use super::claim::{Claim, Claims};
 use super::strand::Strand;
@@ -75,9 +76,9 @@ pub struct AsyncClient<R: ShmRequest> {
 }
 
 struct Inner {
-    first: Arc<Strand>,
+    first: OfBus<Strand>,
     /// More of them, which were opened when all others were full.
-    more: Mutex<Vec<Arc<Strand>>>,
+    more: Mutex<Vec<OfBus<Strand>>>,
     wait: Wait,
     bus: Arc<BusShared>,
 }
@@ -187,7 +188,7 @@ impl<R: ShmRequest> AsyncClient<R> {
 
     /// Lanes with a place for one more call, which the first have not.
     #[cold]
-    fn another(&self) -> Result<Arc<Strand>, Error<R>> {
+    fn another(&self) -> Result<OfBus<Strand>, Error<R>> {
         if self.inner.bus.node().origin().is_forked() {
             return Err(SendError::Forked.into());
         }
@@ -208,7 +209,7 @@ impl<R: ShmRequest> AsyncClient<R> {
 fn open_strand<R: ShmRequest>(
     bus: &Arc<BusShared>,
     deadline: Option<Instant>,
-) -> Result<Arc<Strand>, ConnectError> {
+) -> Result<OfBus<Strand>, ConnectError> {
     let node = bus.node();
     let connected = connect(
         node,
@@ -227,15 +228,16 @@ fn open_strand<R: ShmRequest>(
         pid: outbox.link().pid(),
         fault: None,
     };
-    let strand = Arc::new(Strand::new(outbox, inbox.ok_or(lost)?, closer, bus));
+    let strand = Strand::new(outbox, inbox.ok_or(lost)?, closer, node.origin());
+    let strand = Arc::new(strand);
     let port = Arc::downgrade(&strand);
     sleeper.attach(port as Weak<_>, node.due().clone());
-    Ok(strand)
+    Ok(OfBus::new(strand, bus))
 }
 
 /// A call that was sent, and is cancelled when this is dropped before its end.
 struct Open {
-    strand: Arc<Strand>,
+    strand: OfBus<Strand>,
     tag: u16,
     wait: Wait,
     over: bool,
@@ -322,7 +324,7 @@ pub struct Pending<'a, R: ShmRequest> {
     /// Set while there is no room for the request.
     timer: Timeout,
     /// Where it waits for room, if it does.
-    waits: Option<(Arc<Strand>, Place)>,
+    waits: Option<(OfBus<Strand>, Place)>,
 }
 
 enum Sent {

@@ -26,3 +26,34 @@ pub use client::{AsyncClient, AsyncItems, Pending};
 pub use run::Task;
 pub use serve::{Services, Serving};
 pub use server::{AsyncServer, Next};
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use crate::bus::Shared as BusShared;
+
+/// What the users of a port share, and the bus with it: whoever waits has it stay, which wakes them.
+///
+/// Apart from what is driven, so that whoever drives a port never has the last handle of a bus.
+pub(crate) struct OfBus<T>(Arc<(Arc<T>, Arc<BusShared>)>);
+
+impl<T> OfBus<T> {
+    pub(crate) fn new(port: Arc<T>, bus: &Arc<BusShared>) -> OfBus<T> {
+        OfBus(Arc::new((port, bus.clone())))
+    }
+}
+
+impl<T> Clone for OfBus<T> {
+    fn clone(&self) -> Self {
+        OfBus(self.0.clone())
+    }
+}
+
+impl<T> Deref for OfBus<T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        &self.0.0
+    }
+}

@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::task::{Context, Poll, Waker};
 
+use super::OfBus;
 use super::block::block_on;
 use super::call::{AsyncCall, Found, answers_of};
 use crate::bus::Shared as BusShared;
@@ -83,7 +84,7 @@ const ROUNDS: usize = 4;
 /// # Ok(()) }
 /// ```
 pub struct AsyncServer<R: ShmRequest> {
-    core: Arc<Core>,
+    core: OfBus<Core>,
     _request: PhantomData<fn(R)>,
 }
 
@@ -97,8 +98,6 @@ pub(super) struct Core {
     stops: AtomicBool,
     /// Until it stops, so that nobody is accepted who is not served.
     offer: Mutex<Option<Offer>>,
-    /// Whoever waits here, or holds a call, has the bus stay, which wakes it.
-    _bus: Arc<BusShared>,
 }
 
 pub(super) struct State {
@@ -142,13 +141,12 @@ impl<R: ShmRequest> AsyncServer<R> {
             origin: node.origin(),
             stops: AtomicBool::new(false),
             offer: Mutex::default(),
-            _bus: bus.clone(),
         });
         let driven = Arc::downgrade(&core) as Weak<_>;
         port.sleeper.attach(driven, node.due().clone());
         *lock(&core.offer) = Some(node.offer(R::SERVICE, port)?);
         Ok(AsyncServer {
-            core,
+            core: OfBus::new(core, bus),
             _request: PhantomData,
         })
     }
@@ -316,6 +314,7 @@ impl Core {
     /// Has a task woken when a call of this lane may have been cancelled. The caller looks once more.
     pub(super) fn watch(&self, number: usize, place: &mut Place, waker: &Waker) {
         self.enter(|state| {
+            state.hub.look_at_doors();
             // A lane that has ended has cancelled all its calls already.
             let Some(rings) = state.hub.rings(number) else {
                 return;
@@ -385,6 +384,7 @@ impl State {
             woken,
             ..
         } = self;
+        hub.look_at_doors();
         cancelled.retain(|number, watchers| {
             let stays = hub.rings(*number) == Some(watchers.rings);
             if !stays {

@@ -11,13 +11,12 @@
 //! whoever looked comes back, and others have their turn.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Instant;
 
 use bytemuck::Pod;
 
-use crate::bus::Shared as BusShared;
 use crate::error::{CallError, SendError};
 use crate::lane::{Bulk, Inbox, Message, Outbox, To};
 use crate::message::ShmRequest;
@@ -45,8 +44,6 @@ pub(super) struct Strand {
     origin: Origin,
     /// The process at the other end.
     pid: u32,
-    /// Whoever waits here has the bus stay, which wakes it.
-    _bus: Arc<BusShared>,
 }
 
 struct State {
@@ -68,12 +65,7 @@ struct State {
 }
 
 impl Strand {
-    pub(super) fn new(
-        outbox: Outbox,
-        mut inbox: Inbox,
-        closer: Closer,
-        bus: &Arc<BusShared>,
-    ) -> Strand {
+    pub(super) fn new(outbox: Outbox, mut inbox: Inbox, closer: Closer, origin: Origin) -> Strand {
         inbox.watch();
         let pid = outbox.link().pid();
         let state = State {
@@ -90,9 +82,8 @@ impl Strand {
         };
         Strand {
             state: Mutex::new(state),
-            origin: bus.node().origin(),
+            origin,
             pid,
-            _bus: bus.clone(),
         }
     }
 
