@@ -15,11 +15,12 @@ use crate::driver::Driver;
 use crate::error::{ConnectError, OpenError};
 use crate::link::node::{Incident, Node, Reach};
 use crate::link::place::{self, Place};
-use crate::message::{ShmMessage, ShmRequest};
+use crate::message::{ShmMessage, ShmRequest, ShmTopic};
 use crate::service::{
     AsyncCall, AsyncClient, AsyncServer, Client, Receiver, Sender, Server, Services, Serving,
 };
 use crate::sys::socket::Socket;
+use crate::topic::{AsyncSubscriber, Publisher, Publishing, Subscriber};
 use crate::wait::Wait;
 
 /// Names the descriptor that a child inherits.
@@ -545,6 +546,60 @@ impl Bus {
         timeout: Duration,
     ) -> Result<Sender<T>, ConnectError> {
         Sender::connect(&self.shared, name, Some(after(timeout)))
+    }
+
+    /// Publishes on the topic of `T`, waiting for the slowest subscriber. There may be any number of publishers.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError::Open`], [`ConnectError::Memory`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use shmbus::{Bus, ShmMessage};
+    ///
+    /// #[derive(ShmMessage)]
+    /// #[shm(topic = "cursor")]
+    /// struct Moved { line: u32, column: u32 }
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-bus-publisher")?;
+    /// let mut publisher = bus.publisher::<Moved>()?;
+    /// let mut subscriber = bus.subscriber::<Moved>()?;
+    /// publisher.publish(&Moved { line: 3, column: 14 })?;
+    /// assert_eq!(subscriber.next()?.expect("the bus is open").column, 14);
+    /// # Ok(()) }
+    /// ```
+    pub fn publisher<T: ShmTopic>(&self) -> Result<Publisher<T>, ConnectError> {
+        self.publisher_as(Publishing::default())
+    }
+
+    /// As [`publisher`](Self::publisher), in another way: without waiting, or with a history.
+    ///
+    /// # Errors
+    ///
+    /// As [`publisher`](Self::publisher).
+    pub fn publisher_as<T: ShmTopic>(&self, how: Publishing) -> Result<Publisher<T>, ConnectError> {
+        Publisher::open(&self.shared, how)
+    }
+
+    /// Subscribes to the topic of `T`: to all publishers that are there, and to those that come.
+    ///
+    /// # Errors
+    ///
+    /// As [`publisher`](Self::publisher).
+    pub fn subscriber<T: ShmTopic>(&self) -> Result<Subscriber<T>, ConnectError> {
+        Subscriber::open(&self.shared)
+    }
+
+    /// As [`subscriber`](Self::subscriber), for any number of tasks and threads.
+    ///
+    /// # Errors
+    ///
+    /// As [`publisher`](Self::publisher).
+    pub fn async_subscriber<T: ShmTopic>(&self) -> Result<AsyncSubscriber<T>, ConnectError> {
+        AsyncSubscriber::open(&self.shared)
     }
 
     /// Has every server and receiver of this bus end, once it has taken what came before.

@@ -348,6 +348,15 @@ pub enum SendError {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReceiveError {
+    /// Messages of a publisher were missed: it did not wait, and there was no room for them. What comes next is
+    /// newer.
+    #[error("{missed} messages of process {pid} were missed")]
+    Lagged {
+        /// The process that published them.
+        pid: u32,
+        /// How many there were.
+        missed: u64,
+    },
     /// The handle was made before this process was forked off.
     #[error("this process was forked from the one that opened the bus: open a bus of its own")]
     Forked,

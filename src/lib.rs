@@ -86,6 +86,8 @@ pub mod message;
 mod service;
 mod sync;
 mod sys;
+#[cfg(not(loom))]
+mod topic;
 mod wait;
 
 #[cfg(not(loom))]
@@ -103,7 +105,7 @@ pub use link::node::Incident;
 #[doc(hidden)]
 pub use message::private as __private;
 #[cfg(not(loom))]
-pub use message::{CodecError, Nothing, ShmMessage, ShmRequest, schema_of};
+pub use message::{CodecError, Nothing, ShmMessage, ShmRequest, ShmTopic, schema_of};
 pub use rkyv;
 #[cfg(not(loom))]
 pub use service::{
@@ -116,6 +118,10 @@ pub use service::{Call, Client, Items, Receiver, Sender, Server};
 #[doc(inline)]
 pub use shmbus_derive::ShmMessage;
 pub use shmbus_schema as schema;
+#[cfg(not(loom))]
+pub use topic::{
+    AsyncSubscriber, Delivery, NextMessage, Publisher, Publishes, Publishing, Subscriber,
+};
 pub use wait::Wait;
 
 #[cfg(doctest)]

@@ -30,6 +30,8 @@ mod models;
 
 pub(crate) mod attend;
 #[cfg(not(loom))]
+pub(crate) mod block;
+#[cfg(not(loom))]
 pub(crate) mod rings;
 #[cfg(not(loom))]
 pub(crate) mod tasks;

@@ -98,6 +98,11 @@ pub struct Run {
 }
 
 impl Run {
+    /// The case's name.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// Iterations that are not measured.
     pub fn warm_up(&self) -> u64 {
         self.iterations / 10 + 100

@@ -16,6 +16,8 @@ pub struct Shm {
     pub error: Option<Type>,
     /// The field by which a newer request supersedes an older one.
     pub supersedes: Option<LitStr>,
+    /// The topic on which the type is published.
+    pub topic: Option<LitStr>,
 }
 
 impl Shm {
@@ -42,10 +44,12 @@ impl Shm {
             set(&mut self.error, meta, |input| input.parse())
         } else if meta.path.is_ident("supersedes") {
             set(&mut self.supersedes, meta, |input| input.parse())
+        } else if meta.path.is_ident("topic") {
+            set(&mut self.topic, meta, |input| input.parse())
         } else {
             Err(meta.error(
                 "unknown key; those known are `service`, `reply`, `stream`, `error`, `supersedes`, \
-                 `name` and `crate`",
+                 `topic`, `name` and `crate`",
             ))
         }
     }

@@ -72,6 +72,8 @@ use syn::{DeriveInput, parse_macro_input};
 ///   bytes, without `/` and NUL. With them, `stream = Type` is what is sent before the reply, item by
 ///   item, and `error = Type` what is answered instead of it. With `supersedes = "field"`, older requests
 ///   of the same client and the same value of that field are cancelled when a new one is made.
+/// - `topic = "name"`: the type is published and subscribed to, see `ShmTopic`. The name is as that of a
+///   service.
 /// - `name = "Name"`: how the schema calls the type; by default, as Rust does. Both sides must agree.
 /// - `crate = path`: where shmbus is. It is found without, also when it was renamed in `Cargo.toml`;
 ///   needed when it is only reached through another crate.

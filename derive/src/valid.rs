@@ -2,13 +2,16 @@
 
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
-use syn::{Error, GenericArgument, Ident, PathArguments, Result, Type, TypePath};
+use syn::{Error, GenericArgument, Ident, LitStr, PathArguments, Result, Type, TypePath};
 
 use crate::ast::{Body, Input};
 
 /// Refuses what cannot be a message, with one error on the offending token.
 pub fn check(input: &Input) -> Result<()> {
     check_request(input)?;
+    if let Some(topic) = &input.shm.topic {
+        check_port(topic, "a topic")?;
+    }
     check_name(input)?;
     check_generics(input)?;
     check_variants(input)?;
@@ -52,19 +55,25 @@ fn check_request(input: &Input) -> Result<()> {
             reply.span(),
             "a reply is that of a service: add `service = \"name\"`",
         )),
-        (Some(service), Some(_)) => {
-            let name = service.value();
-            let wrong = match name.len() {
-                0 => "the name of a service cannot be empty",
-                101.. => "the name of a service has at most 100 bytes",
-                _ if name.contains('/') => "the name of a service cannot contain `/`",
-                _ if name.contains('\0') => "the name of a service cannot contain NUL",
-                _ if name == "." || name == ".." => "the name of a service cannot be `.` or `..`",
-                _ => return Ok(()),
-            };
-            Err(Error::new(service.span(), wrong))
-        }
+        (Some(service), Some(_)) => check_port(service, "a service"),
     }
+}
+
+/// Checks the name of what is offered on a bus: files are named after it.
+fn check_port(given: &LitStr, of: &str) -> Result<()> {
+    let name = given.value();
+    let wrong = match name.len() {
+        0 => "cannot be empty",
+        101.. => "has at most 100 bytes",
+        _ if name.contains('/') => "cannot contain `/`",
+        _ if name.contains('\0') => "cannot contain NUL",
+        _ if name == "." || name == ".." => "cannot be `.` or `..`",
+        _ => return Ok(()),
+    };
+    Err(Error::new(
+        given.span(),
+        format!("the name of {of} {wrong}"),
+    ))
 }
 
 fn check_name(input: &Input) -> Result<()> {

@@ -8,11 +8,14 @@ use std::sync::{Arc, Weak};
 
 use crate::error::Fault;
 use crate::link::{Line, Link};
-use crate::memory::layout::{CELL, Cell, Envelope, HEADER, Kind, MOST_CELLS, SegmentRef, Starts};
+use crate::memory::layout::{
+    CELL, Cell, Envelope, HEADER, Kind, MOST_CELLS, SegmentRef, Starts, TopicBlock,
+};
 use crate::memory::ring::{Consumer, HandBack, Polled, Record};
 use crate::memory::segment::PeerSegment;
 use crate::memory::shared::Shared;
 use crate::message::{ShmMessage, check};
+use crate::sync::load_acquire;
 use crate::wait::attend::Attend;
 
 /// A message as it lies in the peer's memory: its range is checked, its content is not yet.
@@ -36,6 +39,8 @@ pub(crate) enum Role {
     Error,
     /// None: text that says why, perhaps.
     Failed,
+    /// None, for want of room: its number says how many.
+    Missed,
 }
 
 /// What is known of a message. Apart from its segment, so that it travels in registers.
@@ -48,7 +53,7 @@ pub(crate) struct Received {
     pub(crate) role: Role,
     /// Where no message came of it, this is why.
     pub(crate) failed: u8,
-    /// How many messages came before it on its lane.
+    /// How many messages came before it on its lane; or of a [`Role::Missed`], how many did not come.
     pub(crate) number: u64,
     /// In the cells of the lane, which the lane keeps mapped, or in a segment.
     pub(crate) bytes: NonNull<[u8]>,
@@ -72,6 +77,10 @@ pub(crate) struct Inbox {
     attend: Attend,
     /// What the last request said of itself.
     envelope: Envelope,
+    /// On a lane of a topic: what its publisher says of it, and how many messages it told of that were
+    /// missed.
+    topic: Option<Shared<TopicBlock>>,
+    missed: u64,
 }
 
 impl Inbox {
@@ -79,6 +88,7 @@ impl Inbox {
     pub(crate) fn new(
         cells: Shared<[Cell]>,
         (align, timed): (usize, bool),
+        topic: Option<Shared<TopicBlock>>,
         back: HandBack,
         (link, line): (Arc<Link>, Arc<Line>),
     ) -> Inbox {
@@ -94,6 +104,8 @@ impl Inbox {
             is_broken: false,
             attend: Attend::default(),
             envelope: Envelope::default(),
+            topic,
+            missed: 0,
         };
         inbox.arm();
         inbox
@@ -187,6 +199,12 @@ impl Inbox {
                 let len = usize::from(record.len) - 1;
                 message.record.bytes = NonNull::slice_from_raw_parts(text, len);
             }
+            Kind::Missed => {
+                // SAFETY: the ring checked that the record has a word behind its header. Read once.
+                let missed = unsafe { record.payload.cast::<u64>().read_volatile() };
+                self.missed = self.missed.saturating_add(missed);
+                message.record.number = missed;
+            }
             _ => {
                 if record.kind == Kind::CallBlock {
                     let at = record.payload.as_ptr().cast::<u64>().wrapping_add(3);
@@ -270,6 +288,17 @@ impl Inbox {
     #[cold]
     pub(crate) fn refuse(&mut self, fault: Fault) {
         self.broken(fault);
+    }
+
+    /// How many messages of a topic are lost: those that were meant for this lane, and neither came nor
+    /// were told of. Once its sender is gone, and nothing more comes.
+    pub(crate) fn lost(&self) -> u64 {
+        let offered = self.topic.as_ref().map_or(0, |topic| {
+            // SYNC(offered): Acquire; pairs with Release in `Outbox::offer`.
+            load_acquire(&topic.offered)
+        });
+        let told = self.ring.messages().saturating_add(self.missed);
+        offered.saturating_sub(told)
     }
 
     /// What the request that was just found says of itself, if anything.
@@ -399,6 +428,7 @@ fn role_of(kind: Kind) -> Role {
         Kind::Error | Kind::ErrorBlock => Role::Error,
         Kind::Failed => Role::Failed,
         Kind::Call | Kind::CallBlock => Role::Call,
+        Kind::Missed => Role::Missed,
         _ => Role::Message,
     }
 }

@@ -4,6 +4,7 @@
 //! - [`Inbox`]: finds them, checks every reference in them, and validates them once.
 //! - [`View`], [`Kept`]: a message borrowed where its sender wrote it.
 //! - [`Bytes`], [`Bulk`]: payloads that were filled in place.
+//! - [`Parcel`]: a message that is archived once, for several lanes.
 //!
 //! Why no ring is lost between the two ends, and no wake: see `wait::attend` and `wait`.
 
@@ -11,15 +12,28 @@ mod bulk;
 mod inbox;
 mod open;
 mod outbox;
+mod parcel;
 mod stage;
 mod view;
 
 pub use bulk::{Bulk, Bytes};
 pub(crate) use inbox::{Inbox, Message, Received, Role};
-pub(crate) use open::{Offered, complete, lay_door, offer_end};
+pub(crate) use open::{Near, Offered, complete, lay_door, offer_end};
 pub(crate) use outbox::{Outbox, To};
+pub(crate) use parcel::{Packer, Parcel};
 pub(crate) use view::{Held, is_large};
 pub use view::{Kept, View};
+
+/// Which kind of lane. Both sides know from the port that it leads to, so that nothing needs to be said,
+/// nor believed, about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Requests, or what answers them.
+    Call,
+    OneWay,
+    /// From a publisher to one of its subscribers.
+    Topic,
+}
 
 /// The cells that each lane of a call starts with: 4 KiB, which stay in the nearest cache.
 pub(crate) const CALL_CELLS: usize = 64;

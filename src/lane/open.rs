@@ -6,27 +6,39 @@
 use std::sync::Arc;
 
 use super::outbox::OutboxParts;
-use super::{CALL_CELLS, Inbox, Outbox, STREAM_CELLS};
+use super::{CALL_CELLS, Form, Inbox, Outbox, STREAM_CELLS};
 use crate::error::{Fault, MemoryError};
 use crate::link::node::Node;
 use crate::link::wire::{End, SendingEnd};
 use crate::link::{DoorBit, Estate, LaneId, Line, Link};
-use crate::memory::layout::{Bell, CELL, Cell, Doorbell, ReceiverBlock, SegmentRef, SenderBlock};
+use crate::memory::layout::{
+    Bell, CELL, Cell, Doorbell, ReceiverBlock, SegmentRef, SenderBlock, TopicBlock,
+};
 use crate::memory::ring::HandBack;
 use crate::memory::shared::{Place, Shared};
 use crate::sync::Ordering;
 use crate::wait::{Ringer, Sleeper, Waiter};
 
-/// How many cells a lane starts with, and how large its sending end is. Both sides know which kind
-/// of lane they open, so that nothing needs to be said, nor believed, about it.
-fn sending_size(one_way: bool) -> (usize, usize) {
-    let cells = if one_way { STREAM_CELLS } else { CALL_CELLS };
-    (cells, size_of::<SenderBlock>() + cells * CELL)
+/// How many bytes of words stand before a lane's first cells, and how many cells there are.
+fn sending_size(form: Form) -> (usize, usize) {
+    match form {
+        Form::Call => (size_of::<SenderBlock>(), CALL_CELLS),
+        Form::OneWay => (size_of::<SenderBlock>(), STREAM_CELLS),
+        Form::Topic => (size_of::<(SenderBlock, TopicBlock)>(), STREAM_CELLS),
+    }
+}
+
+/// The words and cells of a sending end.
+struct Sending {
+    block: Shared<SenderBlock>,
+    topic: Option<Shared<TopicBlock>>,
+    cells: Shared<[Cell]>,
 }
 
 /// Our side of a lane pair, before the other is known.
 pub(crate) struct Near {
-    sends: Option<(Shared<SenderBlock>, Shared<[Cell]>)>,
+    form: Form,
+    sends: Option<Sending>,
     receives: Option<Shared<ReceiverBlock>>,
     door: Option<DoorBit>,
     sleeper: Arc<Sleeper>,
@@ -46,7 +58,7 @@ pub(crate) fn offer_end(
     node: &Node,
     link: &Arc<Link>,
     sleeper: &Arc<Sleeper>,
-    (sends, receives): (bool, bool),
+    (form, sends, receives): (Form, bool, bool),
     door: Option<&str>,
 ) -> Result<Offered, MemoryError> {
     let bell = sleeper.place();
@@ -59,13 +71,15 @@ pub(crate) fn offer_end(
         door: None,
     };
     let mut near = Near {
+        form,
         sends: None,
         receives: None,
         door: None,
         sleeper: sleeper.clone(),
     };
     if sends {
-        let (cells, size) = sending_size(!receives);
+        let (words, cells) = sending_size(form);
+        let size = words + cells * CELL;
         let block = Arc::new(node.arena().allocate(size as u64)?);
         let at = block.reference(0, size);
         end.sends = Some(SendingEnd {
@@ -73,8 +87,14 @@ pub(crate) fn offer_end(
             timed: node.config().timestamps,
         });
         estate.push(block.clone());
-        let row = Shared::own_slice(block.clone(), size_of::<SenderBlock>(), cells);
-        near.sends = Some((Shared::own(block), row));
+        let row = Shared::own_slice(block.clone(), words, cells);
+        let topic =
+            (form == Form::Topic).then(|| Shared::own_at(block.clone(), size_of::<SenderBlock>()));
+        near.sends = Some(Sending {
+            block: Shared::own(block),
+            topic,
+            cells: row,
+        });
     }
     if receives {
         let block = Arc::new(node.arena().allocate(size_of::<ReceiverBlock>() as u64)?);
@@ -136,14 +156,14 @@ pub(crate) fn complete(
     let mut requests = None;
     let inbox = match (near.receives, their.sends) {
         (Some(block), Some(sending)) => {
-            let one_way = near.sends.is_none();
-            let (sender, cells) = lay_their_sending(link, sending.cells.into(), one_way)?;
-            requests = Some(sender.clone());
+            let theirs = lay_their_sending(link, sending.cells.into(), near.form)?;
+            requests = Some(theirs.block.clone());
             let end = Box::new(ReceivingEnd(link.clone(), id));
-            let back = HandBack::new(block, sender, ringer()?, node.origin(), end);
+            let back = HandBack::new(block, theirs.block, ringer()?, node.origin(), end);
             Some(Inbox::new(
-                cells,
+                theirs.cells,
                 (received, sending.timed),
+                theirs.topic,
                 back,
                 (link.clone(), line.clone()),
             ))
@@ -151,14 +171,15 @@ pub(crate) fn complete(
         _ => None,
     };
     let outbox = match (near.sends, their.receives) {
-        (Some((block, cells)), Some(receives)) => {
+        (Some(sends), Some(receives)) => {
             let parts = OutboxParts {
                 node: node.clone(),
                 link: link.clone(),
                 line: line.clone(),
                 id,
-                block,
-                cells,
+                block: sends.block,
+                topic: sends.topic,
+                cells: sends.cells,
                 receiver: lay(link, receives.into())?,
                 ringer: ringer()?,
                 door: near.door,
@@ -199,30 +220,30 @@ pub(crate) fn lay_door(link: &Link, at: SegmentRef) -> Result<Shared<Doorbell>, 
     lay(link, at)
 }
 
-fn lay_their_sending(
-    link: &Link,
-    at: SegmentRef,
-    one_way: bool,
-) -> Result<(Shared<SenderBlock>, Shared<[Cell]>), Fault> {
-    let (count, size) = sending_size(one_way);
-    if at.len != size as u64 {
+fn lay_their_sending(link: &Link, at: SegmentRef, form: Form) -> Result<Sending, Fault> {
+    let (words, count) = sending_size(form);
+    if at.len != (words + count * CELL) as u64 {
         return Err(Fault::Control {
             what: "a lane of another size",
         });
     }
-    let block = SegmentRef {
-        len: size_of::<SenderBlock>() as u64,
+    let part = |offset: usize, len: usize| SegmentRef {
+        offset: at.offset.saturating_add(offset as u64),
+        len: len as u64,
         ..at
     };
-    let offset = at.offset.saturating_add(block.len);
-    let cells = SegmentRef {
-        offset,
-        len: at.len - block.len,
-        ..at
+    let block = lay(link, part(0, size_of::<SenderBlock>()))?;
+    let topic = part(size_of::<SenderBlock>(), size_of::<TopicBlock>());
+    let topic = match form {
+        Form::Topic => Some(lay(link, topic)?),
+        Form::Call | Form::OneWay => None,
     };
-    let sender = lay(link, block)?;
-    let (segment, place) = link.resolve(cells, CELL as u64)?;
+    let (segment, place) = link.resolve(part(words, count * CELL), CELL as u64)?;
     // SAFETY: 1. the range was resolved for so many cells on their alignment.
     let cells = unsafe { Shared::<[Cell]>::peer_slice(segment, place, count) };
-    Ok((sender, cells))
+    Ok(Sending {
+        block,
+        topic,
+        cells,
+    })
 }

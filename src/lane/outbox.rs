@@ -5,6 +5,7 @@
 
 mod large;
 mod room;
+mod shared;
 mod words;
 
 use std::mem::ManuallyDrop;
@@ -13,7 +14,7 @@ use std::time::Instant;
 
 use bytemuck::bytes_of;
 
-use large::unchanged;
+pub(super) use large::{archive_around, unchanged};
 
 use super::MOST_INLINE;
 use super::stage::{Stage, encode_at, write_behind_header};
@@ -23,7 +24,7 @@ use crate::link::{DoorBit, LaneId, Line, Link};
 use crate::memory::arena::Block;
 use crate::memory::layout::{
     CELL, Cell, Envelope, Kind, MOST_CELLS, ReceiverBlock, SegmentRef, SenderBlock, Starts,
-    cells_for,
+    TopicBlock, cells_for,
 };
 use crate::memory::ring::{NoRoom, Producer, Space};
 use crate::memory::shared::Shared;
@@ -90,6 +91,8 @@ pub(crate) struct OutboxParts {
     pub(crate) line: Arc<Line>,
     pub(crate) id: LaneId,
     pub(crate) block: Shared<SenderBlock>,
+    /// On a lane of a topic.
+    pub(crate) topic: Option<Shared<TopicBlock>>,
     pub(crate) cells: Shared<[Cell]>,
     pub(crate) receiver: Shared<ReceiverBlock>,
     pub(crate) ringer: Ringer,
@@ -156,7 +159,12 @@ impl Outbox {
     /// An outbox for messages of this alignment.
     pub(crate) fn new(parts: OutboxParts, align: usize) -> Outbox {
         Outbox {
-            ring: ManuallyDrop::new(Producer::new(parts.cells.clone(), parts.receiver.clone())),
+            ring: ManuallyDrop::new(Producer::new(
+                parts.cells.clone(),
+                parts.receiver.clone(),
+                // What several lanes share is kept by who shares it.
+                parts.topic.is_none(),
+            )),
             origin: parts.node.origin(),
             asymmetric: parts.link.is_asymmetric(),
             rung: Rung::default(),

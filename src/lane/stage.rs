@@ -14,7 +14,7 @@ use crate::message::{EncodeError, Loans, ShmMessage, SlotWriter, encode};
 /// The receiver may be polling the cell it will be in. Were it written there field by field, the
 /// cache line would go to the receiver and back in between; copied at once, it goes one time.
 /// Zeroed first, so that a cell never shows what was on the stack.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 #[repr(C, align(64))]
 pub(super) struct Stage([u64; CELL / 8]);
 
@@ -31,6 +31,20 @@ impl Stage {
         // meanwhile.
         let writer = unsafe { SlotWriter::new(base, CELL.saturating_sub(start)) };
         encode(value, writer)
+    }
+
+    /// As [`encode`](Self::encode), and notes the first loan that is met.
+    pub(super) fn encode_and_note<T: ShmMessage>(
+        &mut self,
+        value: &T,
+        start: usize,
+        loans: &mut Loans,
+    ) -> Result<usize, EncodeError> {
+        let base = self.0.as_mut_ptr().cast::<u8>().wrapping_add(start);
+        // SAFETY: 1. and 2. as in `encode`.
+        let writer = unsafe { SlotWriter::new(base, CELL.saturating_sub(start)) };
+        // SAFETY: 1. it is borrowed for longer than the writer lives.
+        encode(value, unsafe { writer.with_loans(loans) })
     }
 
     /// Writes a time behind the place of the header.

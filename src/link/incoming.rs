@@ -3,15 +3,16 @@
 use std::io;
 use std::sync::Arc;
 
-use super::node::Node;
+use super::member::Member;
+use super::node::{Asked, Node, Reach};
 use super::wire::{self, Control, Refusal};
-use super::{Answer, LaneId, Link, lock, place};
+use super::{Answer, LaneId, Link, Waiting, lock, place};
 use crate::error::Fault;
 use crate::memory::layout::LAYOUT_VERSION;
 use crate::sys::socket::Descriptors;
 
-/// The most names of ports that are remembered of one peer.
-const MOST_NAMES: usize = 4096;
+/// The most names of ports, and of those who take part in topics, that are remembered of one peer.
+const MOST_NAMES: usize = 65_536;
 /// How many control messages are read before others get their turn.
 const TURN: usize = 64;
 
@@ -101,11 +102,13 @@ impl Link {
             Control::Open {
                 lane,
                 name,
+                from,
                 types,
                 end,
             } => {
+                let asked = Asked { types, end, from };
                 let answer = match node.link(self.token) {
-                    Some(me) => node.accept(&me, id(false, lane), &name, types, end)?,
+                    Some(me) => node.accept(&me, id(false, lane), &name, asked)?,
                     None => Err(Refusal::NoServer),
                 };
                 let _ = self.say(&match answer {
@@ -119,7 +122,15 @@ impl Link {
             Control::Closed { lane, mine } => self.closed(id(!mine, lane)),
             Control::Released { lane, mine } => self.released(id(!mine, lane)),
             Control::Ring { bell } => node.rouse(bell),
-            Control::Serving { name } => self.serves(name)?,
+            Control::Serving { name } => {
+                let member = Member::parse(&name);
+                self.serves(name)?;
+                if let Some(member) = member.filter(|_| matches!(node.reach(), Reach::Inherited)) {
+                    node.came(&member);
+                }
+            }
+            Control::Gone { name } => drop(self.state().serving.remove(&name)),
+            Control::Joined { name, lane } => node.joined(&name, (self.token, lane)),
             Control::Bye => self.die(None),
         }
         Ok(())
@@ -141,9 +152,10 @@ impl Link {
     }
 
     fn serves(&self, name: String) -> Result<(), Fault> {
-        place::check_name(&name).map_err(|_| Fault::Control {
-            what: "a name that none can be",
-        })?;
+        if Member::parse(&name).is_none() && place::check_name(&name).is_err() {
+            let what = "a name that none can be";
+            return Err(Fault::Control { what });
+        }
         let mut state = self.state();
         if state.serving.len() >= MOST_NAMES && !state.serving.contains(&name) {
             return Err(Fault::Control {
@@ -163,8 +175,12 @@ impl Link {
         let mut state = self.state();
         let issued = state.next_lane;
         let freed = answer.is_err().then(|| state.lanes.refused(id));
-        match state.answers.get_mut(&lane) {
-            Some(slot @ None) => *slot = Some(answer),
+        let mut later = None;
+        match state.answers.remove(&lane) {
+            Some(Waiting::Yet) => {
+                state.answers.insert(lane, Waiting::Came(answer));
+            }
+            Some(Waiting::Then(then)) => later = Some((then, answer)),
             // Its caller has given up waiting.
             None if lane < issued => {}
             _ => {
@@ -175,6 +191,9 @@ impl Link {
         self.changed.notify_all();
         drop(state);
         drop(freed);
+        if let Some((then, answer)) = later {
+            then(answer);
+        }
         Ok(())
     }
 

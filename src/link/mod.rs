@@ -6,7 +6,8 @@
 //! - [`lanes`], [`doors`]: what lies in our memory for the peer to look at; [`presence`]: what we
 //!   look at in its memory.
 //! - [`node`]: what one open bus has: its arena, its links, its ports, its quiet thread.
-//! - [`place`]: the directory of a bus: names, locks, sockets.
+//! - [`place`]: the directory of a bus: names, locks, sockets; [`member`], [`topics`]: who takes part in a
+//!   topic, and who learns of it.
 //!
 //! Nothing that lies on the path of a message waits for the quiet thread.
 //!
@@ -28,11 +29,13 @@ mod doors;
 mod incoming;
 mod lanes;
 mod line;
+pub(crate) mod member;
 pub(crate) mod node;
 mod outgoing;
 pub(crate) mod place;
 mod presence;
 mod rings;
+pub(crate) mod topics;
 pub(crate) mod wire;
 
 use std::collections::{HashMap, HashSet};
@@ -57,6 +60,7 @@ use incoming::Read;
 pub(crate) use lanes::Estate;
 use lanes::Lanes;
 pub(crate) use line::{LaneId, Line};
+use member::Member;
 use node::Node;
 use outgoing::{Descriptor, Outgoing, Unsent};
 use presence::Mapped;
@@ -93,10 +97,23 @@ pub(crate) struct Link {
     origin: Origin,
 }
 
+/// Who waits for the answer to a request for a port.
+enum Waiting {
+    /// A thread, and it has not come yet.
+    Yet,
+    /// A thread, and it has come.
+    Came(Answer),
+    /// Nobody: this is done with it, by whoever reads control messages.
+    Then(Then),
+}
+
+/// What is done with an answer.
+pub(crate) type Then = Box<dyn FnOnce(Answer) + Send>;
+
 #[derive(Default)]
 struct State {
     serving: HashSet<String>,
-    answers: HashMap<u32, Option<Answer>>,
+    answers: HashMap<u32, Waiting>,
     lanes: Lanes,
     doors: Doors,
     their_doors: HashSet<SegmentRef>,
@@ -348,14 +365,49 @@ impl Link {
             number: state.next_lane,
         };
         state.next_lane = state.next_lane.wrapping_add(1);
-        state.answers.insert(id.number, None);
+        state.answers.insert(id.number, Waiting::Yet);
         state.lanes.add(id, line, estate, true);
         id
     }
 
+    /// Says what is done with the answer to a request for a port, which is not asked for yet. It is dropped
+    /// where the link dies first.
+    pub(crate) fn answer_later(&self, id: LaneId, then: Then) {
+        let mut state = self.state();
+        // A link that died has dropped them under this lock, or will.
+        let then = match self.is_dead() {
+            true => Some(then),
+            false => {
+                state.answers.insert(id.number, Waiting::Then(then));
+                None
+            }
+        };
+        drop(state);
+        drop(then);
+    }
+
+    /// Whether the peer says that it offers a port of this name, or takes part in a topic by it.
+    pub(crate) fn is_serving(&self, name: &str) -> bool {
+        self.state().serving.contains(name)
+    }
+
+    /// Those that the peer says take part in topics.
+    pub(crate) fn members(&self) -> Vec<Member> {
+        let state = self.state();
+        let members = state.serving.iter().filter_map(|name| Member::parse(name));
+        members.collect()
+    }
+
     /// Waits for the answer to a request for a port; `None` when the link died or time is up.
     pub(crate) fn wait_answer(&self, id: LaneId, deadline: Instant) -> Option<Answer> {
-        let answer = self.wait_for(deadline, |state| state.answers.get_mut(&id.number)?.take());
+        let take = |state: &mut State| match state.answers.get_mut(&id.number)? {
+            came @ Waiting::Came(_) => match std::mem::replace(came, Waiting::Yet) {
+                Waiting::Came(answer) => Some(answer),
+                Waiting::Yet | Waiting::Then(_) => None,
+            },
+            Waiting::Yet | Waiting::Then(_) => None,
+        };
+        let answer = self.wait_for(deadline, take);
         self.state().answers.remove(&id.number);
         answer
     }
@@ -472,8 +524,18 @@ impl Link {
         if self.dead.swap(true, Ordering::Release) {
             return;
         }
-        let lines = self.state().lanes.lines();
+        let (lines, waiting) = {
+            let mut state = self.state();
+            let all = std::mem::take(&mut state.answers);
+            let (waiting, others): (Vec<_>, Vec<_>) = all
+                .into_iter()
+                .partition(|(_, w)| matches!(w, Waiting::Then(_)));
+            state.answers.extend(others);
+            (state.lanes.lines(), waiting)
+        };
         lines.iter().for_each(|line| line.close());
+        // Without the lock: what they hold is closed by this.
+        drop(waiting);
         self.changed.notify_all();
         if let Some(bye) = wire::encode(&Control::Bye) {
             let mut outgoing = lock(&self.outgoing);

@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::place::{Claim, Owned, Owner, Place};
+use super::topics::Topics;
 use super::wire::{Control, End, Schemas, Types};
 use super::{Answer, HANDSHAKE, LaneId, Link, lock};
 use crate::Config;
@@ -36,15 +37,25 @@ pub(crate) trait Port: Send + Sync {
         node: &Arc<Node>,
         link: &Arc<Link>,
         id: LaneId,
-        types: Types,
-        end: End,
+        asked: Asked,
     ) -> Result<Answer, Fault>;
+
+    /// On a topic: what is published from now on comes on this lane of this link.
+    fn joined(&self, _lane: (u64, u32)) {}
 
     /// What a peer whose layout is another would have sent.
     fn differs(&self, pid: u32, schemas: &Schemas) -> String;
 
     /// No more peers will come: what was sent is still to be received.
     fn end(&self);
+}
+
+/// What a peer says that opens a lane to a port.
+pub(crate) struct Asked {
+    pub(crate) types: Types,
+    pub(crate) end: End,
+    /// On a topic: the number of the publisher.
+    pub(crate) from: Option<u32>,
 }
 
 /// Something that went wrong with a peer and did not concern anybody else.
@@ -90,24 +101,26 @@ pub(crate) struct Node {
     config: Config,
     origin: Origin,
     arena: Arc<Arena>,
-    epoll: Arc<Epoll>,
+    pub(super) epoll: Arc<Epoll>,
     due: Arc<Due>,
     quits: AtomicBool,
     next_token: AtomicU64,
     links: Mutex<HashMap<u64, Arc<Link>>>,
     /// Links that we made, by the socket we connected to.
     by_socket: Mutex<HashMap<String, Weak<Link>>>,
-    ports: Mutex<HashMap<String, Arc<dyn Port>>>,
+    pub(super) ports: Mutex<HashMap<String, Arc<dyn Port>>>,
     listener: Mutex<Option<Arc<Mine<Listener>>>>,
     sleepers: Mutex<Vec<Weak<Sleeper>>>,
     incidents: Mutex<Vec<Incident>>,
+    pub(super) topics: Topics,
     quiet: Mutex<Option<JoinHandle<()>>>,
 }
 
 const EVENT: u64 = 0;
 const LISTENER: u64 = 1;
 const RINGS: u64 = 2;
-const FIRST_LINK: u64 = 3;
+pub(super) const MEMBERS: u64 = 3;
+const FIRST_LINK: u64 = 4;
 /// After so many looks for rings, others have their turn.
 const RING_TURNS: usize = 16;
 /// How long a bus that is dropped waits for peers that do not read, to say that it ends.
@@ -153,6 +166,7 @@ impl Node {
                 listener: Mutex::default(),
                 sleepers: Mutex::default(),
                 incidents: Mutex::default(),
+                topics: Topics::default(),
                 quiet: Mutex::default(),
             }
         });
@@ -366,10 +380,10 @@ impl Node {
         Ok(link)
     }
 
-    /// The link to whoever listens on this socket, made if there is none.
-    pub(crate) fn link_to(self: &Arc<Self>, owner: &Owner) -> Result<Arc<Link>, ConnectError> {
+    /// The link to whoever listens on this socket, made if there is none. Never waits.
+    pub(super) fn begin_link(self: &Arc<Self>, owner: &Owner) -> Result<Arc<Link>, OpenError> {
         let Reach::Name { place, .. } = &self.reach else {
-            return Err(ConnectError::Open(OpenError::NoParent));
+            return Err(OpenError::NoParent);
         };
         let mut known = lock(&self.by_socket);
         if let Some(link) = known.get(&owner.socket).and_then(Weak::upgrade) {
@@ -384,7 +398,12 @@ impl Node {
         let link = self.adopt(socket)?;
         known.retain(|_, link| link.strong_count() > 0);
         known.insert(owner.socket.clone(), Arc::downgrade(&link));
-        drop(known);
+        Ok(link)
+    }
+
+    /// As [`begin_link`](Self::begin_link), and waits for the other side to greet.
+    pub(crate) fn link_to(self: &Arc<Self>, owner: &Owner) -> Result<Arc<Link>, ConnectError> {
+        let link = self.begin_link(owner)?;
         if !link.wait_hello() {
             link.die(None);
             return Err(ConnectError::Lost {
@@ -452,14 +471,10 @@ impl Node {
                 name: name.to_owned(),
             });
         }
-        Ok(Offer {
-            node: self.clone(),
-            name: name.to_owned(),
-            _owned: owned,
-        })
+        Ok(Offer::new(self, name.to_owned(), owned))
     }
 
-    fn listen(&self, place: &Place, socket: &str) -> Result<(), OpenError> {
+    pub(super) fn listen(&self, place: &Place, socket: &str) -> Result<(), OpenError> {
         let mut listener = lock(&self.listener);
         if listener.is_none() {
             let new = Arc::new(Mine::new(place.listen(socket)?));
@@ -476,13 +491,19 @@ impl Node {
         link: &Arc<Link>,
         id: LaneId,
         name: &str,
-        types: Types,
-        end: End,
+        asked: Asked,
     ) -> Result<Answer, Fault> {
         let port = lock(&self.ports).get(name).cloned();
         match port {
-            Some(port) => port.accept(self, link, id, types, end),
+            Some(port) => port.accept(self, link, id, asked),
             None => Ok(Err(super::wire::Refusal::NoServer)),
+        }
+    }
+
+    pub(super) fn joined(&self, name: &str, lane: (u64, u32)) {
+        let port = lock(&self.ports).get(name).cloned();
+        if let Some(port) = port {
+            port.joined(lane);
         }
     }
 
@@ -512,6 +533,7 @@ impl Node {
                     EVENT => self.due.event.clear(),
                     LISTENER => self.welcome(&mut strangers),
                     RINGS => drop(self.take_rings()),
+                    MEMBERS => self.look_for_members(),
                     token => {
                         if let Some(link) = self.link(token) {
                             link.tend();
@@ -586,10 +608,27 @@ pub(crate) struct Offer {
     _owned: Option<Owned>,
 }
 
+impl Offer {
+    pub(super) fn new(node: &Arc<Node>, name: String, owned: Option<Owned>) -> Offer {
+        Offer {
+            node: node.clone(),
+            name,
+            _owned: owned,
+        }
+    }
+
+    /// Its name is ours in the directory, too.
+    pub(super) fn own(&mut self, owned: Owned) {
+        self._owned = Some(owned);
+    }
+}
+
 impl Drop for Offer {
     fn drop(&mut self) {
-        if !self.node.origin.is_forked() {
-            lock(&self.node.ports).remove(&self.name);
+        if self.node.origin.is_forked() {
+            return;
         }
+        lock(&self.node.ports).remove(&self.name);
+        self.node.left(&self.name);
     }
 }

@@ -4,6 +4,8 @@
 //! variable is not set. Both levels belong to this user and are closed to others; that is checked
 //! each time, not assumed. In it lie
 //!
+//! - `<topic>~<number>.sub`, `<topic>~<number>.pub`: who takes part in a topic, said in the same way. Once
+//!   it is true, its time is set, which whoever watches the directory learns of.
 //! - `<port>.port`: who offers a port: its process and its socket. Byte 0 is locked by the owner
 //!   as long as it lives, byte 1 once what the file says is true. The kernel frees both locks when
 //!   the owner dies, so a file without them is a stale one, and the next owner takes it over.
@@ -21,19 +23,23 @@
 //! No two nodes have the same name for theirs, also where processes of two PID namespaces have the
 //! same number. A socket is removed by its owner, or where the kernel says that nobody listens.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, FileTimes, OpenOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use super::member::{Member, Part};
 use crate::error::OpenError;
 use crate::sys::fork::{Mine, Origin};
 use crate::sys::lock::{is_locked, try_lock};
 use crate::sys::socket::{Listener, Socket};
 use crate::sys::user_id;
+
+/// The endings of files that somebody owns.
+const ENDINGS: [&str; 3] = ["port", "sub", "pub"];
 
 const OWNED: i64 = 0;
 const TRUE: i64 = 1;
@@ -124,7 +130,23 @@ impl Place {
 
     /// The file of a port.
     pub(crate) fn port_path(&self, port: &str) -> PathBuf {
-        self.dir.join(format!("{port}.port"))
+        let member = Member::parse(port).map(|member| member.file());
+        self.dir
+            .join(member.unwrap_or_else(|| format!("{port}.port")))
+    }
+
+    /// Those who take part in a topic now, in one way.
+    pub(crate) fn members(&self, topic: &str, part: Part) -> Vec<Member> {
+        let Ok(entries) = fs::read_dir(&self.dir) else {
+            return Vec::new();
+        };
+        let members = entries
+            .flatten()
+            .filter_map(|e| Member::of_file(&e.file_name()));
+        members
+            .filter(|member| member.part == part && member.topic == topic)
+            .filter(|member| matches!(self.find(&member.name()), Ok(Some(_))))
+            .collect()
     }
 
     fn make(&self) -> Result<(), OpenError> {
@@ -159,14 +181,7 @@ impl Place {
                 if !is_still(&file, &path) {
                     continue;
                 }
-                self.clean_after(&mut file);
-                write_owner(&mut file, socket).map_err(failed("write"))?;
-                try_lock(&file, TRUE).map_err(failed("lock"))?;
-                return Ok(Claim::Ours(Owned {
-                    path,
-                    origin,
-                    file: Mine::new(file),
-                }));
+                return Ok(Claim::Ours(self.own(path, file, socket, origin)?));
             }
             if let Some(owner) = read_true(&mut file).map_err(failed("read"))? {
                 return Ok(Claim::Taken(owner));
@@ -177,6 +192,53 @@ impl Place {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// As [`claim`](Self::claim), where another's is passed over at once.
+    pub(crate) fn try_claim(
+        &self,
+        port: &str,
+        socket: &str,
+        origin: Origin,
+    ) -> Result<Option<Owned>, OpenError> {
+        let path = self.port_path(port);
+        loop {
+            let Some(file) = self.open_port(&path)? else {
+                continue;
+            };
+            let locked = try_lock(&file, OWNED);
+            let action = format!("lock {}", path.display());
+            if !locked.map_err(OpenError::system(action))? {
+                return Ok(None);
+            }
+            if is_still(&file, &path) {
+                return self.own(path, file, socket, origin).map(Some);
+            }
+        }
+    }
+
+    /// Writes who owns a file whose first lock is ours, and says that it is true.
+    fn own(
+        &self,
+        path: PathBuf,
+        mut file: File,
+        socket: &str,
+        origin: Origin,
+    ) -> Result<Owned, OpenError> {
+        let failed = |action: &str| OpenError::system(format!("{action} {}", path.display()));
+        self.clean_after(&mut file);
+        write_owner(&mut file, socket).map_err(failed("write"))?;
+        try_lock(&file, TRUE).map_err(failed("lock"))?;
+        // Whoever watches the directory finds it true from here on.
+        let now = SystemTime::now();
+        // Both times: one alone would be another change.
+        let times = FileTimes::new().set_accessed(now).set_modified(now);
+        file.set_times(times).map_err(failed("touch"))?;
+        Ok(Owned {
+            path,
+            origin,
+            file: Mine::new(file),
+        })
     }
 
     fn open_port(&self, path: &Path) -> Result<Option<File>, OpenError> {
@@ -213,8 +275,10 @@ impl Place {
             return;
         };
         let paths = entries.flatten().map(|e| e.path());
-        let (ports, others): (Vec<_>, Vec<_>) =
-            paths.partition(|p| p.extension().is_some_and(|e| e == "port"));
+        let (ports, others): (Vec<_>, Vec<_>) = paths.partition(|p| {
+            p.extension()
+                .is_some_and(|e| ENDINGS.iter().any(|of| e == *of))
+        });
         let named: Vec<PathBuf> = ports.iter().filter_map(|p| self.sweep_port(p)).collect();
         for path in others.iter().filter(|p| !named.contains(p)) {
             self.sweep_socket(path);

@@ -108,10 +108,11 @@ pub(crate) enum Control {
     Bell { bell: u32 },
     /// A segment that is used no more.
     Retired { id: u64 },
-    /// Asks for the port of this name.
+    /// Asks for the port of this name; on a topic, as the publisher of this number.
     Open {
         lane: u32,
         name: String,
+        from: Option<u32>,
         types: Types,
         end: End,
     },
@@ -127,8 +128,12 @@ pub(crate) enum Control {
     Released { lane: u32, mine: bool },
     /// Ring this bell of yours.
     Ring { bell: u32 },
-    /// A port of this name is offered from now on.
+    /// A port of this name is offered from now on; on an inherited link, also who takes part in a topic.
     Serving { name: String },
+    /// It is not, any more.
+    Gone { name: String },
+    /// To the subscriber of this name: what is published from now on comes on this lane.
+    Joined { name: String, lane: u32 },
     /// Last of all: the link has ended.
     Bye,
 }
@@ -194,6 +199,7 @@ mod tests {
         Control::Open {
             lane: 2,
             name: "complete".into(),
+            from: Some(5),
             types,
             end,
         }

@@ -4,6 +4,7 @@
 //! |---|---|---|---|
 //! | [`Cell`] | the sender of a lane | the sender | the receiver |
 //! | [`SenderBlock`] | the sender of a lane | the sender | the receiver |
+//! | [`TopicBlock`] | a publisher, for one subscriber | the publisher | the subscriber |
 //! | [`ReceiverBlock`] | the receiver of a lane | the receiver | the sender |
 //! | [`Bell`] | whoever sleeps on it | threads of that process | its peers, which may wake it |
 //! | [`Doorbell`] | a process with many lanes to one port | threads of that process | the port |
@@ -62,6 +63,15 @@ pub(crate) struct SenderBlock {
     pub(crate) starving: AtomicU64,
     /// One bit a tag: set while the request that bears it is cancelled.
     pub(crate) cancelled: [AtomicU64; MOST_OPEN / 64],
+}
+
+/// What a publisher says of a subscriber's lane. In a line of its own: each message changes it, and its
+/// reader looks at it once, at the end.
+#[repr(C, align(64))]
+pub(crate) struct TopicBlock {
+    /// How many messages were meant for the subscriber since it joined, whether it got them or not.
+    pub(crate) offered: AtomicU64,
+    _alone: [AtomicU64; 7],
 }
 
 /// The receiver's side of a lane.
@@ -161,6 +171,8 @@ mod sizes {
     const_assert_eq!(size_of::<Cell>(), CELL);
     const_assert_eq!(size_of::<SenderBlock>(), 64);
     const_assert_eq!(std::mem::offset_of!(SenderBlock, cancelled), 8);
+    const_assert_eq!(size_of::<TopicBlock>(), 64);
+    const_assert_eq!(std::mem::offset_of!(TopicBlock, offered), 0);
     const_assert_eq!(size_of::<Bell>(), 64);
     const_assert_eq!(size_of::<ReceiverBlock>(), 64 + 128);
     const_assert_eq!(std::mem::offset_of!(ReceiverBlock, attend), 0);
@@ -229,6 +241,8 @@ pub(crate) enum Kind {
     Call = 10,
     /// A [`SegmentRef`] to the archived message, and then its [`Envelope`].
     CallBlock = 11,
+    /// No message: how many there were here for which there was no room, as a `u64`.
+    Missed = 12,
 }
 
 impl Kind {
@@ -276,6 +290,7 @@ impl Kind {
             9 => Kind::ErrorBlock,
             10 => Kind::Call,
             11 => Kind::CallBlock,
+            12 => Kind::Missed,
             _ => return None,
         })
     }

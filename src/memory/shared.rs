@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use super::arena::Block;
 #[cfg(not(loom))]
-use super::layout::{Bell, Cell, Doorbell, ReceiverBlock, SenderBlock};
+use super::layout::{Bell, Cell, Doorbell, ReceiverBlock, SenderBlock, TopicBlock};
 use super::segment::PeerSegment;
 
 /// What keeps the memory mapped.
@@ -86,11 +86,13 @@ impl<T: ?Sized> Clone for Shared<T> {
 pub(crate) unsafe trait Place {}
 #[cfg(not(loom))]
 const _: () = {
-    // SAFETY: as the four below, it consists of integer atomics, plain padding that is never read,
+    // SAFETY: as those below, it consists of integer atomics, plain padding that is never read,
     // and bytes behind an `UnsafeCell`.
     unsafe impl Place for Cell {}
     // SAFETY: as above.
     unsafe impl Place for SenderBlock {}
+    // SAFETY: as above.
+    unsafe impl Place for TopicBlock {}
     // SAFETY: as above.
     unsafe impl Place for ReceiverBlock {}
     // SAFETY: as above.
@@ -102,7 +104,12 @@ const _: () = {
 impl<T: Place> Shared<T> {
     /// Zeroes a block of our own that is large enough, and lays a `T` over its start.
     pub(crate) fn own(block: Arc<Block>) -> Shared<T> {
-        let cells = Shared::<[T]>::own_slice(block, 0, 1);
+        Shared::own_at(block, 0)
+    }
+
+    /// As [`own`](Self::own), behind the first `offset` bytes of the block.
+    pub(crate) fn own_at(block: Arc<Block>, offset: usize) -> Shared<T> {
+        let cells = Shared::<[T]>::own_slice(block, offset, 1);
         Shared {
             place: cells.place.cast(),
             keep: cells.keep,

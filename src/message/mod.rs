@@ -136,6 +136,31 @@ pub trait ShmRequest: ShmMessage {
     }
 }
 
+/// A message that is published on a topic, for any number of subscribers.
+///
+/// Implemented by the derive for a type with `#[shm(topic = "…")]`.
+///
+/// # Examples
+///
+/// ```
+/// use shmbus::{ShmMessage, ShmTopic};
+///
+/// #[derive(ShmMessage)]
+/// #[shm(topic = "progress")]
+/// struct Progress { percent: u8 }
+///
+/// assert_eq!(Progress::TOPIC, "progress");
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not published on a topic",
+    label = "not on a topic",
+    note = "say on which: `#[shm(topic = \"name\")]`"
+)]
+pub trait ShmTopic: ShmMessage {
+    /// The name of the topic: 1 to 100 bytes, without `/` and NUL.
+    const TOPIC: &'static str;
+}
+
 /// Returns the schema of a message type: where each of its fields lies when it is archived.
 ///
 /// Made when it is first asked for; from then on a call costs a few loads, and neither allocates

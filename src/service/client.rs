@@ -472,7 +472,7 @@ impl<R: ShmRequest> Client<R> {
                 give_back(&mut inbox, &message);
                 unanswered(inbox.link().pid(), failed, text)
             }
-            Role::Message | Role::Item | Role::Call => {
+            Role::Message | Role::Item | Role::Call | Role::Missed => {
                 give_back(&mut inbox, &message);
                 inbox.refuse(Fault::Control {
                     what: "an item of no stream",
@@ -563,7 +563,7 @@ pub(super) fn send_with<R: ShmRequest>(
     }
 }
 
-pub(super) fn give_back(inbox: &mut Inbox, message: &Message) {
+pub(crate) fn give_back(inbox: &mut Inbox, message: &Message) {
     let Received { cell, cells, .. } = message.record;
     inbox.hand_back(cell, is_large(cells, message.segment.is_some()));
 }

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use super::contract::Contract;
 use crate::error::{ConnectError, OpenError};
-use crate::lane::{Inbox, Outbox, complete, offer_end};
+use crate::lane::{Inbox, Near, Outbox, complete, offer_end};
 use crate::link::node::{Node, Reach};
 use crate::link::wire::{Control, Refusal};
-use crate::link::{HANDSHAKE, LaneId, Line, Link};
+use crate::link::{Answer, HANDSHAKE, LaneId, Line, Link};
 use crate::wait::{Sleeper, Waiter};
 
 /// A lane pair that is open.
@@ -26,6 +26,11 @@ pub(crate) struct Closer {
 }
 
 impl Closer {
+    /// The lane's number on its link.
+    pub(crate) fn number(&self) -> u32 {
+        self.id.number
+    }
+
     pub(crate) fn new(link: Arc<Link>, id: LaneId) -> Closer {
         Closer { link, id }
     }
@@ -124,69 +129,131 @@ fn open_lane(
     contract: &Contract,
     sleeper: Arc<Sleeper>,
 ) -> Result<Connected, ConnectError> {
-    let lost = || ConnectError::Lost {
+    let line = Line::new(sleeper.clone());
+    let (opening, open) = Opening::begin(node, link, (name, None), contract, (sleeper, line))?;
+    link.say(&open).map_err(|_| lost(link))?;
+    let answer = link.wait_answer(opening.id, Instant::now() + HANDSHAKE);
+    opening.end(node, contract, answer)
+}
+
+/// Opens a lane to the port of this name as the publisher `from`, and gives it to `then` once it is open, by
+/// whoever reads control messages. Never waits.
+pub(crate) fn open_lane_later(
+    node: &Arc<Node>,
+    link: &Arc<Link>,
+    (name, from): (&str, u32),
+    contract: &Contract,
+    ends: (Arc<Sleeper>, Arc<Line>),
+    then: impl FnOnce(Result<Connected, ConnectError>) + Send + 'static,
+) -> Result<(), ConnectError> {
+    let (opening, open) = Opening::begin(node, link, (name, Some(from)), contract, ends)?;
+    let id = opening.id;
+    let (node, contract) = (Arc::downgrade(node), contract.clone());
+    let then = move |answer: Answer| {
+        if let Some(node) = node.upgrade() {
+            then(opening.end(&node, &contract, Some(answer)));
+        }
+    };
+    link.answer_later(id, Box::new(then));
+    link.say(&open).map_err(|_| lost(link))
+}
+
+fn lost(link: &Link) -> ConnectError {
+    ConnectError::Lost {
         pid: link.pid(),
         fault: link.fault(),
-    };
-    let offered = offer_end(node, link, &sleeper, (true, contract.replies()), Some(name))?;
-    let line = Line::new(sleeper.clone());
-    let id = link.new_lane(line.clone(), offered.estate);
-    let closer = Closer::new(link.clone(), id);
-    let open = Control::Open {
-        lane: id.number,
-        name: name.to_owned(),
-        types: contract.types(),
-        end: offered.end,
-    };
-    link.say(&open).map_err(|_| lost())?;
-    let theirs = match link.wait_answer(id, Instant::now() + HANDSHAKE) {
-        Some(Ok(end)) => end,
-        Some(Err(Refusal::NoServer)) => return Err(no_server(node, name)),
-        Some(Err(Refusal::NoMemory)) => {
-            return Err(ConnectError::NoAnswer {
-                service: name.to_owned(),
-                pid: link.pid(),
-            });
-        }
-        Some(Err(Refusal::Layout(schemas))) => {
-            let _ = link.say(&Control::Differs {
-                name: name.to_owned(),
-                schemas: contract.schemas(),
-            });
-            let differences = contract.differences(&schemas);
-            let service = name.to_owned();
-            return Err(ConnectError::Layout {
-                service,
-                pid: link.pid(),
-                differences,
-            });
-        }
-        None if link.is_dead() => return Err(lost()),
-        None => {
-            return Err(ConnectError::NoAnswer {
-                service: name.to_owned(),
-                pid: link.pid(),
-            });
-        }
-    };
-    let joined = complete(
-        node,
-        link,
-        (&line, id),
-        offered.near,
-        &theirs,
-        contract.aligns(),
-        false,
-    );
-    let (outbox, inbox) = joined.map_err(|fault| {
-        link.die(Some(fault));
-        lost()
-    })?;
-    let outbox = outbox.ok_or_else(lost)?;
-    Ok(Connected {
-        outbox,
-        inbox,
-        closer,
-        sleeper,
-    })
+    }
+}
+
+/// A lane that the other side has been asked for.
+struct Opening {
+    id: LaneId,
+    name: String,
+    near: Near,
+    line: Arc<Line>,
+    closer: Closer,
+    sleeper: Arc<Sleeper>,
+}
+
+impl Opening {
+    /// Makes our side of a lane, and what is to be said for it to be opened.
+    fn begin(
+        node: &Arc<Node>,
+        link: &Arc<Link>,
+        (name, from): (&str, Option<u32>),
+        contract: &Contract,
+        (sleeper, line): (Arc<Sleeper>, Arc<Line>),
+    ) -> Result<(Opening, Control), ConnectError> {
+        let ends = (contract.form(), true, contract.replies());
+        let offered = offer_end(node, link, &sleeper, ends, Some(name))?;
+        let id = link.new_lane(line.clone(), offered.estate);
+        let closer = Closer::new(link.clone(), id);
+        let open = Control::Open {
+            lane: id.number,
+            name: name.to_owned(),
+            from,
+            types: contract.types(),
+            end: offered.end,
+        };
+        let opening = Opening {
+            id,
+            name: name.to_owned(),
+            near: offered.near,
+            line,
+            closer,
+            sleeper,
+        };
+        Ok((opening, open))
+    }
+
+    /// Joins it with the other side, or says why there is none.
+    fn end(
+        self,
+        node: &Arc<Node>,
+        contract: &Contract,
+        answer: Option<Answer>,
+    ) -> Result<Connected, ConnectError> {
+        let Opening {
+            id,
+            name,
+            near,
+            line,
+            closer,
+            sleeper,
+        } = self;
+        let link = closer.link.clone();
+        let pid = link.pid();
+        let theirs = match answer {
+            Some(Ok(end)) => end,
+            Some(Err(Refusal::NoServer)) => return Err(no_server(node, &name)),
+            Some(Err(Refusal::Layout(schemas))) => {
+                let _ = link.say(&Control::Differs {
+                    name: name.clone(),
+                    schemas: contract.schemas(),
+                });
+                let differences = contract.differences(&schemas);
+                return Err(ConnectError::Layout {
+                    service: name,
+                    pid,
+                    differences,
+                });
+            }
+            None if link.is_dead() => return Err(lost(&link)),
+            Some(Err(Refusal::NoMemory)) | None => {
+                return Err(ConnectError::NoAnswer { service: name, pid });
+            }
+        };
+        let aligns = contract.aligns();
+        let joined = complete(node, &link, (&line, id), near, &theirs, aligns, false);
+        let (outbox, inbox) = joined.map_err(|fault| {
+            link.die(Some(fault));
+            lost(&link)
+        })?;
+        Ok(Connected {
+            outbox: outbox.ok_or_else(|| lost(&link))?,
+            inbox,
+            closer,
+            sleeper,
+        })
+    }
 }

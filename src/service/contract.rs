@@ -1,5 +1,6 @@
 //! What two ports agree on before a lane opens between them: the layouts of all that goes over it.
 
+use crate::lane::Form;
 use crate::link::wire::{Schemas, Types};
 use crate::message::{Layout, ShmMessage, ShmRequest, layout_of};
 use crate::schema::{Difference, Schema, diff};
@@ -11,6 +12,7 @@ pub(crate) struct Contract {
     request: &'static Layout,
     /// What it answers with: replies, items and errors. Nothing, where it does not.
     answers: Vec<&'static Layout>,
+    form: Form,
 }
 
 impl Contract {
@@ -19,6 +21,15 @@ impl Contract {
         Contract {
             request: layout_of::<T>(),
             answers: Vec::new(),
+            form: Form::OneWay,
+        }
+    }
+
+    /// Of a subscriber to a topic of `T`.
+    pub(crate) fn topic<T: ShmMessage>() -> Contract {
+        Contract {
+            form: Form::Topic,
+            ..Contract::one_way::<T>()
         }
     }
 
@@ -31,7 +42,13 @@ impl Contract {
                 layout_of::<R::Item>(),
                 layout_of::<R::Error>(),
             ],
+            form: Form::Call,
         }
+    }
+
+    /// Which kind of lanes lead to the port.
+    pub(crate) fn form(&self) -> Form {
+        self.form
     }
 
     /// Whether the port answers.

@@ -59,6 +59,8 @@ pub(crate) struct Hub {
     turn: u32,
     /// How many messages came one right after the other.
     run: u32,
+    /// Of a topic: publishers that are gone, and how many of their messages are lost, of which was not told.
+    lost: Vec<(u32, u64)>,
     pub(crate) wait: Wait,
 }
 
@@ -72,6 +74,7 @@ impl Hub {
             doors: Vec::new(),
             turn: 0,
             run: 0,
+            lost: Vec::new(),
             wait,
         }
     }
@@ -115,6 +118,11 @@ impl Hub {
         if self.lanes.get(number).is_some_and(Option::is_some) {
             self.rearm(number);
         }
+    }
+
+    /// A publisher that is gone, and how many of its messages are lost.
+    pub(crate) fn take_lost(&mut self) -> Option<(u32, u64)> {
+        self.lost.pop()
     }
 
     /// Waits for the next message of any lane: until the deadline, or until the port ended.
@@ -179,6 +187,9 @@ impl Hub {
         let ended = self.port.ended.load(Ordering::Acquire);
         if let Some((number, message)) = self.look() {
             return Some(Next::Message(number, message));
+        }
+        if !self.lost.is_empty() {
+            return Some(Next::Lost);
         }
         if ended {
             return Some(Next::Ended);
@@ -405,9 +416,16 @@ impl Hub {
 
     fn remove(&mut self, number: usize) {
         self.watched.retain(|&n| n != number);
-        let Some(lane) = self.lanes[number].take() else {
+        let Some(mut lane) = self.lanes[number].take() else {
             return;
         };
+        if self.port.is_of_topic() {
+            let inbox = lane.inbox.get_mut();
+            let lost = inbox.lost();
+            if lost > 0 {
+                self.lost.push((inbox.link().pid(), lost));
+            }
+        }
         if let Some(at) = &lane.door {
             if let Some(i) = self.doors.iter().position(|d| d.key == at.key) {
                 let door = &mut self.doors[i];
@@ -465,6 +483,8 @@ impl Hub {
 pub(crate) enum Next {
     /// A message of the lane with this number.
     Message(usize, Message),
+    /// Messages are lost, of which [`Hub::take_lost`] tells.
+    Lost,
     /// The time is up.
     TimeUp,
     /// Nobody will send any more.
@@ -477,7 +497,7 @@ impl Next {
     pub(crate) fn message(self) -> Option<(usize, Message)> {
         match self {
             Next::Message(number, message) => Some((number, message)),
-            Next::TimeUp | Next::Ended => None,
+            Next::Lost | Next::TimeUp | Next::Ended => None,
         }
     }
 }

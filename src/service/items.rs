@@ -92,7 +92,7 @@ impl<'a, R: ShmRequest> Items<'a, R> {
                 self.end = End::Found(message);
                 Ok(None)
             }
-            Role::Error | Role::Failed | Role::Call => {
+            Role::Error | Role::Failed | Role::Call | Role::Missed => {
                 self.end = End::Over;
                 self.client.end(self.tag, message).map(|_| None)
             }

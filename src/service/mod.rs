@@ -6,15 +6,15 @@
 //!   lanes come to it.
 
 mod calls;
-mod client;
-mod connect;
-mod contract;
+pub(crate) mod client;
+pub(crate) mod connect;
+pub(crate) mod contract;
 mod failure;
-mod hub;
+pub(crate) mod hub;
 mod items;
 mod newest;
 mod one_way;
-mod port;
+pub(crate) mod port;
 mod scope;
 mod server;
 mod tasks;
@@ -24,6 +24,7 @@ pub use client::Client;
 pub use items::Items;
 pub use one_way::{Receiver, Sender};
 pub use server::{Call, Server};
+pub(crate) use tasks::OfBus;
 pub use tasks::{
     AsyncCall, AsyncClient, AsyncItems, AsyncServer, Next, Pending, Sending, Services, Serving,
     Task,

@@ -1,8 +1,9 @@
 //! The side of a hub that the quiet thread knows: opens lanes and puts them into its queue.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crossbeam_queue::SegQueue;
 
@@ -10,9 +11,9 @@ use super::connect::Closer;
 use super::contract::Contract;
 use super::tasks::Answers;
 use crate::error::{Fault, MemoryError};
-use crate::lane::{Inbox, Offered, Outbox, complete, lay_door, offer_end};
-use crate::link::node::{Node, Port};
-use crate::link::wire::{End, Refusal, Schemas, Types};
+use crate::lane::{Form, Inbox, Offered, Outbox, complete, lay_door, offer_end};
+use crate::link::node::{Asked, Node, Port};
+use crate::link::wire::{End, Refusal, Schemas};
 use crate::link::{Answer, LaneId, Line, Link, lock};
 use crate::memory::layout::{DOORBELL_LANES, Doorbell, MOST_CELLS, SegmentRef};
 use crate::memory::shared::Shared;
@@ -20,15 +21,28 @@ use crate::sync::{AtomicBool, Ordering};
 use crate::wait::tasks::Due;
 use crate::wait::{Sleeper, Waiter};
 
+/// The most publishers that one who begins waits for: a peer may say what it likes.
+const MOST_JOINING: usize = 4096;
+
+/// Of a topic: the publishers that have opened a lane, by link and number there, and those of which we have
+/// been told that what they publish from then on comes here.
+#[derive(Default)]
+struct Publishers {
+    lanes: HashMap<(u64, u32), u32>,
+    joined: HashSet<u32>,
+}
+
 /// See the module.
 pub(crate) struct HubPort {
     name: String,
     contract: Contract,
-    pub(super) sleeper: Arc<Sleeper>,
+    pub(crate) sleeper: Arc<Sleeper>,
     pub(super) opened: SegQueue<Lane>,
     pub(super) closed: Arc<SegQueue<usize>>,
     numbers: Mutex<Numbers>,
     pub(super) ended: AtomicBool,
+    publishers: Mutex<Publishers>,
+    joined: Condvar,
     due: Arc<Due>,
 }
 
@@ -106,19 +120,51 @@ impl HubPort {
             closed: Arc::new(SegQueue::new()),
             numbers: Mutex::default(),
             ended: AtomicBool::new(false),
+            publishers: Mutex::default(),
+            joined: Condvar::new(),
             due: node.due().clone(),
         }))
     }
 
     /// Whether nobody will be accepted any more.
-    pub(super) fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         // SYNC(ended): Acquire; pairs with Release in `end`.
         self.ended.load(Ordering::Acquire)
     }
 
     /// What the quiet thread is to do for ports of tasks.
-    pub(super) fn due(&self) -> &Arc<Due> {
+    pub(crate) fn due(&self) -> &Arc<Due> {
         &self.due
+    }
+
+    /// Whether it subscribes to a topic.
+    pub(super) fn is_of_topic(&self) -> bool {
+        self.contract.form() == Form::Topic
+    }
+
+    /// Waits until each of these publishers has joined us, at most so long. `left` says which are still
+    /// there.
+    pub(crate) fn wait_for_publishers(&self, timeout: Duration, left: impl Fn() -> Vec<u32>) {
+        const SLICE: Duration = Duration::from_millis(20);
+        let deadline = Instant::now() + timeout;
+        let mut awaited = left();
+        let mut publishers = lock(&self.publishers);
+        loop {
+            awaited.retain(|number| !publishers.joined.contains(number));
+            if awaited.is_empty() || Instant::now() >= deadline {
+                return;
+            }
+            let waited = self.joined.wait_timeout(publishers, SLICE);
+            let (guard, time) = waited.unwrap_or_else(PoisonError::into_inner);
+            publishers = guard;
+            if time.timed_out() {
+                // Who ended meanwhile is not waited for.
+                drop(publishers);
+                let there = left();
+                awaited.retain(|number| there.contains(number));
+                publishers = lock(&self.publishers);
+            }
+        }
     }
 
     /// Takes a number back whose lane is gone.
@@ -212,9 +258,9 @@ impl Port for HubPort {
         node: &Arc<Node>,
         link: &Arc<Link>,
         id: LaneId,
-        types: Types,
-        end: End,
+        asked: Asked,
     ) -> Result<Answer, Fault> {
+        let Asked { types, end, from } = asked;
         if self.ended.load(Ordering::Acquire) {
             return Ok(Err(Refusal::NoServer));
         }
@@ -228,7 +274,7 @@ impl Port for HubPort {
             node,
             link,
             &self.sleeper,
-            (self.contract.replies(), true),
+            (self.contract.form(), self.contract.replies(), true),
             None,
         ) else {
             return Ok(Err(Refusal::NoMemory));
@@ -237,9 +283,25 @@ impl Port for HubPort {
         let answer = offered.end;
         let lane = self.join(node, (link, id), number, offered, &end);
         let lane = lane.inspect_err(|_| self.free_number(number))?;
+        if let Some(from) = from {
+            let mut publishers = lock(&self.publishers);
+            if publishers.lanes.len() < MOST_JOINING {
+                publishers.lanes.insert((link.token(), id.number), from);
+            }
+        }
         self.opened.push(lane);
         self.sleeper.poke();
         Ok(Ok(answer))
+    }
+
+    fn joined(&self, lane: (u64, u32)) {
+        let mut publishers = lock(&self.publishers);
+        // By its lane: the name of this port may have been another's before.
+        let from = publishers.lanes.remove(&lane);
+        if let Some(from) = from.filter(|_| publishers.joined.len() < MOST_JOINING) {
+            publishers.joined.insert(from);
+            self.joined.notify_all();
+        }
     }
 
     fn differs(&self, pid: u32, schemas: &Schemas) -> String {

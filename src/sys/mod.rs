@@ -9,6 +9,7 @@ pub(crate) mod clock;
 pub(crate) mod fork;
 #[cfg_attr(loom, path = "futex_model.rs")]
 pub(crate) mod futex;
+pub(crate) mod inotify;
 pub(crate) mod lock;
 pub(crate) mod membarrier;
 pub(crate) mod memfd;

@@ -22,6 +22,7 @@ mod streams;
 mod superseded;
 mod support;
 mod tasks;
+mod topics;
 
 /// What another process of a test does: nothing, unless it was started as one.
 #[test]
@@ -57,6 +58,9 @@ fn child() {
         "has-namesakes" => leftovers::has_namesakes(arguments[0]),
         "calls-and-dies" => ends::calls_and_dies(arguments[0]),
         "drops-buses" => ends::drops_buses(arguments[0]),
+        "subscribes" => topics::subscribes(arguments[0], arguments[1]),
+        "publishes" => topics::publishes(arguments[0]),
+        "converses" => topics::converses(),
         other => panic!("no such part: {other}"),
     }
 }

@@ -208,6 +208,14 @@ impl Child {
         writeln!(input, "{line}").expect("the child listens");
     }
 
+    /// Stops it where it stands.
+    pub(crate) fn stop(&mut self) {
+        let pid = self.pid() as i32;
+        // SAFETY: sends a signal to a child that was not waited for.
+        let sent = unsafe { libc::kill(pid, libc::SIGSTOP) };
+        assert_eq!(sent, 0);
+    }
+
     /// Kills it where it stands.
     pub(crate) fn kill(&mut self) {
         self.process.kill().expect("it can be killed");

@@ -26,8 +26,9 @@ pub fn expand(mut input: Input) -> TokenStream {
         describe::archived(input, &names),
         message(input, &names),
     ];
-    let (request, assertions) = (request(input, &names), assertions(input, &names));
-    quote!(#proof #(#parts)* #request #assertions)
+    let roles = [request(input, &names), topic(input, &names)];
+    let (roles, assertions) = (roles.into_iter().flatten(), assertions(input, &names));
+    quote!(#proof #(#parts)* #(#roles)* #assertions)
 }
 
 /// Paths and types that the parts share.
@@ -297,6 +298,19 @@ fn request(input: &Input, names: &Names) -> Option<TokenStream> {
             const SERVICE: &'static str = #service;
 
             #supersedes
+        }
+    })
+}
+
+fn topic(input: &Input, names: &Names) -> Option<TokenStream> {
+    let topic = input.shm.topic.as_ref()?;
+    let Names { krate, this, .. } = names;
+    let generics = with_bounds(input, bounds::message(input, names));
+    let (impl_generics, _, where_clause) = generics.split_for_impl();
+    Some(quote! {
+        #[automatically_derived]
+        impl #impl_generics #krate::__private::ShmTopic for #this #where_clause {
+            const TOPIC: &'static str = #topic;
         }
     })
 }

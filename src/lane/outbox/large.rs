@@ -13,7 +13,7 @@ use crate::lane::stage::write_behind_header;
 use crate::memory::arena::Block;
 use crate::memory::layout::{CELL, Envelope, Kind, SegmentRef, TIME};
 use crate::memory::loan::BEFORE;
-use crate::message::{Loans, ShmMessage, SlotWriter, Wanted, encode};
+use crate::message::{EncodeError, Loans, ShmMessage, SlotWriter, Wanted, encode};
 use crate::sys::clock;
 
 impl Outbox {
@@ -80,35 +80,11 @@ impl Outbox {
         wanted: &Wanted,
         to: To,
     ) -> Result<bool, Stop> {
-        // What comes before the elements is archived right before them, on a cache line.
-        let before = wanted.before.next_multiple_of(CELL);
-        if before > BEFORE {
+        let Some(reference) = archive_around(value, wanted)? else {
             return Ok(false);
-        }
-        let block = wanted.loan.block();
-        let offset = BEFORE - before;
-        // SAFETY: the offset lies in the block, which is larger than the room before its elements.
-        let base = unsafe { block.start().add(offset) };
-        // Only the room before the elements at first: the user may be reading them.
-        // SAFETY: 1. and 2. the block is ours: it was cut for this loan, which this message has
-        // claimed; nobody has a reference to what lies around the elements.
-        let writer = unsafe { SlotWriter::new(base.as_ptr(), before) };
-        let room = block.len() - offset;
-        let mut loans = Loans::Around(wanted.loan.clone(), before, room);
-        // SAFETY: 1. `loans` is a local that nobody else uses.
-        let writer = unsafe { writer.with_loans(&mut loans) };
-        let len = encode(value, writer)?;
-        let capacity = if matches!(loans, Loans::Passed) {
-            room
-        } else {
-            before
         };
-        if len > capacity {
-            return Ok(false);
-        }
-        self.check_size(len)?;
-        let reference = block.reference(offset, len);
-        self.publish_block(block.clone(), reference, to)?;
+        self.check_size(reference.len as usize)?;
+        self.publish_block(wanted.loan.block().clone(), reference, to)?;
         Ok(true)
     }
 
@@ -163,7 +139,7 @@ impl Outbox {
         Ok(Some(()))
     }
 
-    fn publish_block(
+    pub(super) fn publish_block(
         &mut self,
         block: Arc<Block>,
         reference: SegmentRef,
@@ -200,8 +176,39 @@ impl Outbox {
     }
 }
 
+/// Archives a value around the elements of a loan that it has claimed; `None` where that needs more room.
+pub(in crate::lane) fn archive_around<T: ShmMessage>(
+    value: &T,
+    wanted: &Wanted,
+) -> Result<Option<SegmentRef>, EncodeError> {
+    // What comes before the elements is archived right before them, on a cache line.
+    let before = wanted.before.next_multiple_of(CELL);
+    if before > BEFORE {
+        return Ok(None);
+    }
+    let block = wanted.loan.block();
+    let offset = BEFORE - before;
+    // SAFETY: the offset lies in the block, which is larger than the room before its elements.
+    let base = unsafe { block.start().add(offset) };
+    // Only the room before the elements at first: the user may be reading them.
+    // SAFETY: 1. and 2. the block is ours: it was cut for this loan, which this message has
+    // claimed; nobody has a reference to what lies around the elements.
+    let writer = unsafe { SlotWriter::new(base.as_ptr(), before) };
+    let room = block.len() - offset;
+    let mut loans = Loans::Around(wanted.loan.clone(), before, room);
+    // SAFETY: 1. `loans` is a local that nobody else uses.
+    let writer = unsafe { writer.with_loans(&mut loans) };
+    let len = encode(value, writer)?;
+    let capacity = if matches!(loans, Loans::Passed) {
+        room
+    } else {
+        before
+    };
+    Ok((len <= capacity).then(|| block.reference(offset, len)))
+}
+
 /// Refuses a value whose archive has another size each time: it was changed meanwhile.
-pub(super) fn unchanged(written: usize, needed: usize) -> Result<(), SendError> {
+pub(in crate::lane) fn unchanged(written: usize, needed: usize) -> Result<(), SendError> {
     if written == needed {
         return Ok(());
     }

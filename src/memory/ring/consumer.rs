@@ -146,7 +146,7 @@ impl Consumer {
             let header = Header::from_word(word).ok_or(Fault::Header { word })?;
             let record = self.read(spot, header, word)?;
             self.advance(header)?;
-            if matches!(header.kind, Kind::Jump | Kind::Extend) {
+            if matches!(header.kind, Kind::Jump | Kind::Extend | Kind::Missed) {
                 self.others = self.others.wrapping_add(1);
             }
             match header.kind {
@@ -190,6 +190,11 @@ impl Consumer {
         self.cells
             .spot(self.at)
             .is_none_or(|spot| is_stamped(load_acquire(spot.header()), stamp))
+    }
+
+    /// How many messages were found.
+    pub(crate) fn messages(&self) -> u64 {
+        self.sequence.wrapping_sub(self.others)
     }
 
     /// Looks at nothing more.
@@ -268,7 +273,7 @@ impl Consumer {
             len,
             payload,
             cells: cells as u16,
-            number: self.sequence.wrapping_sub(self.others),
+            number: self.messages(),
         };
         (cells <= spot.row.len()).then_some(record)
     }
@@ -283,6 +288,7 @@ impl Consumer {
                 (HEADER, header.kind.block_len(self.starts))
             }
             Kind::Jump => (HEADER, 0),
+            Kind::Missed => (HEADER, size_of::<u64>()),
             Kind::Failed => (HEADER, len.clamp(1, MOST_REASON)),
         };
         let record = self

@@ -50,7 +50,7 @@ impl Lane {
             origin,
             Box::new(()),
         );
-        let mut producer = Producer::new(cells.clone(), receiver.clone());
+        let mut producer = Producer::new(cells.clone(), receiver.clone(), true);
         producer.narrow(usable);
         Lane {
             producer,

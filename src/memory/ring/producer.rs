@@ -70,13 +70,19 @@ pub(crate) struct Producer {
     /// How many cells are busy with records of more than one, other than items, and with jumps.
     wide: usize,
     streams: Streams,
-    /// Blocks that came back and may be used again.
+    /// Blocks that came back and may be used again, if any are kept.
     returned: Vec<Arc<Block>>,
+    keeps: bool,
 }
 
 impl Producer {
-    /// A ring whose first cells are these. The receiver starts at cell 0.
-    pub(crate) fn new(cells: Shared<[Cell]>, receiver: Shared<ReceiverBlock>) -> Producer {
+    /// A ring whose first cells are these. The receiver starts at cell 0. Blocks that come back are kept for
+    /// the next messages, or are not.
+    pub(crate) fn new(
+        cells: Shared<[Cell]>,
+        receiver: Shared<ReceiverBlock>,
+        keeps: bool,
+    ) -> Producer {
         let mut producer = Producer {
             cells: Cells::new(cells),
             receiver,
@@ -91,7 +97,8 @@ impl Producer {
             lent_bytes: 0,
             wide: 0,
             streams: Streams::default(),
-            returned: Vec::with_capacity(2),
+            returned: Vec::new(),
+            keeps,
         };
         producer.know_cells();
         take(&mut producer.busy, 0, 1);
@@ -331,6 +338,17 @@ impl Producer {
         Ok(any)
     }
 
+    /// Whether so many records of one cell can be published, as far as is known.
+    #[inline]
+    pub(crate) fn has_room(&self, records: usize) -> bool {
+        if records == 1 && self.one().is_some() {
+            return true;
+        }
+        // The reserved cell is busy, and one more must be free behind the last of them.
+        let free = self.busy.iter().map(|word| word.count_zeros()).sum::<u32>();
+        free as usize >= records
+    }
+
     /// True while records are out that the receiver has not handed back, as far as is known.
     pub(crate) fn has_lent(&self) -> bool {
         self.heads.iter().any(|&w| w != 0)
@@ -382,7 +400,7 @@ impl Producer {
     pub(crate) fn keep_returned(&mut self, block: Arc<Block>) {
         const MOST: usize = 4;
         const LARGEST: usize = 1 << 20;
-        if block.len() <= LARGEST {
+        if self.keeps && block.len() <= LARGEST {
             if self.returned.len() == MOST {
                 self.returned.remove(0);
             }

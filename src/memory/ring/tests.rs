@@ -38,7 +38,7 @@ fn back(receiver: &Shared<ReceiverBlock>) -> HandBack {
 
 fn pair(count: usize) -> (Producer, Consumer, Shared<ReceiverBlock>, Shared<[Cell]>) {
     let (cells, receiver) = (cells(count), Shared::heap(ReceiverBlock::new()));
-    let producer = Producer::new(cells.clone(), receiver.clone());
+    let producer = Producer::new(cells.clone(), receiver.clone(), true);
     let consumer = Consumer::new(
         cells.clone(),
         Starts::new(8, false),

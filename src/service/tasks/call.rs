@@ -9,7 +9,6 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::OfBus;
-use super::block::block_on;
 use super::gather::Gather;
 use super::server::Core;
 use crate::error::SendError;
@@ -25,6 +24,7 @@ use crate::service::scope;
 use crate::service::server::{give_up, give_up_with, has_passed, unsent};
 use crate::service::trace::Answering;
 use crate::sys::clock;
+use crate::wait::block::block_on;
 use crate::wait::tasks::{Place, Timeout};
 
 /// The way back to a caller: shared by its calls that are not answered yet.

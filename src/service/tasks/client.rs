@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use bytemuck::Pod;
 
 use super::OfBus;
-use super::block::block_on;
 use super::claim::{Claim, Claims};
 use super::strand::Strand;
 use crate::bus::Shared as BusShared;
@@ -25,6 +24,7 @@ use crate::service::contract::Contract;
 use crate::service::failure::{unanswered, unreadable};
 use crate::service::scope;
 use crate::service::trace::Calling;
+use crate::wait::block::block_on;
 use crate::wait::tasks::{Place, Timeout};
 use crate::wait::{Wait, Waiter};
 
@@ -300,7 +300,7 @@ fn judge<R: ShmRequest>(inbox: &mut Inbox, message: Message) -> Result<Kept<R::R
             give_back(inbox, &message);
             Err(unanswered(pid, message.record.failed, text))
         }
-        Role::Item | Role::Call => {
+        Role::Item | Role::Call | Role::Missed => {
             inbox.refuse(Fault::Control {
                 what: "an item of no stream",
             });
@@ -541,7 +541,7 @@ impl<R: ShmRequest> AsyncItems<R> {
                 self.end = End::Found(message);
                 None
             }
-            Role::Error | Role::Failed | Role::Call => {
+            Role::Error | Role::Failed | Role::Call | Role::Missed => {
                 self.end = End::Over;
                 let error = self.open.end::<R>(message).err();
                 error.iter().for_each(|error| self.calling.failed(error));

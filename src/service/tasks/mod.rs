@@ -8,7 +8,6 @@
 //!
 //! `wait::tasks` says how a task waits.
 
-mod block;
 mod call;
 mod claim;
 mod client;

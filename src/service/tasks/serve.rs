@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::thread::JoinHandle;
 
-use super::block::block_on;
 use super::call::AsyncCall;
 use super::server::{AsyncServer, LOOKS, Look};
 use crate::bus::Shared as BusShared;
@@ -15,6 +14,7 @@ use crate::error::{ConnectError, OpenError};
 use crate::message::ShmRequest;
 use crate::service::failure::Failure;
 use crate::wait::Wait;
+use crate::wait::block::block_on;
 
 /// Services that one pool of threads will answer: see [`Bus::services`](crate::Bus::services).
 #[must_use = "nobody answers before the pool is started"]

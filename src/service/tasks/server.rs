@@ -26,7 +26,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::task::{Context, Poll, Waker};
 
 use super::OfBus;
-use super::block::block_on;
 use super::call::{AsyncCall, Found, answers_of};
 use crate::bus::Shared as BusShared;
 use crate::error::{ConnectError, Fault, ReceiveError};
@@ -42,6 +41,7 @@ use crate::service::hub::Hub;
 use crate::service::port::HubPort;
 use crate::service::server::{admit, give_up, is_plain};
 use crate::sys::fork::Origin;
+use crate::wait::block::block_on;
 use crate::wait::tasks::{Drive, Place, Wakers, wake};
 use crate::wait::{Wait, Waiter};
 

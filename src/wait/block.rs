@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 
-use crate::wait::tasks::Due;
+use super::tasks::Due;
 
 /// Wakes a thread that waits for a future.
 struct Unpark(Thread);
@@ -17,7 +17,7 @@ impl Wake for Unpark {
 }
 
 /// Waits for a future of a port on this thread.
-pub(super) fn block_on<F: Future>(due: &Due, future: F) -> F::Output {
+pub(crate) fn block_on<F: Future>(due: &Due, future: F) -> F::Output {
     let mut future = std::pin::pin!(future);
     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
     let mut cx = Context::from_waker(&waker);

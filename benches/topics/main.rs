@@ -1,0 +1,62 @@
+//! What publishing costs: for each subscriber more, from here to there, and to join.
+//!
+//! - `publish-64B-x1` and others: one call of `Publisher::publish` of a message of so many bytes to so many
+//!   subscribers, which all poll in the other process, and have room. What one subscriber more costs is the
+//!   difference, divided by theirs.
+//! - `stream-64B-x1` and others: one of many messages, published as fast as all subscribers take them.
+//! - `one-way-64B-x1`: from before a message is published until its subscriber has read it. Half of `raw-line` is
+//!   the limit.
+//! - `join-1000`: making a subscriber where 1,000 publishers of other topics are on the bus, and one of its own,
+//!   until all that is published reaches it.
+//!
+//! Each message is checked where it is taken.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod fan;
+mod join;
+
+use std::process::ExitCode;
+
+use common::{Case, Mode, case};
+
+fn main() -> ExitCode {
+    let publish = |name, iterations, bytes| {
+        case(name, Mode::Spin, iterations, bytes, fan::publish, fan::take)
+    };
+    let stream =
+        |name, iterations, bytes| case(name, Mode::Spin, iterations, bytes, fan::stream, fan::take);
+    let mut cases: Vec<Case> = vec![case(
+        "one-way-64B-x1",
+        Mode::Spin,
+        50_000,
+        fan::SMALL,
+        fan::one_way,
+        fan::take,
+    )];
+    cases.extend([
+        publish("publish-64B-x1", 20_000, fan::SMALL),
+        publish("publish-64B-x8", 20_000, fan::SMALL),
+        publish("publish-64B-x64", 5_000, fan::SMALL),
+        publish("publish-4KiB-x1", 20_000, fan::MEDIUM),
+        publish("publish-4KiB-x8", 20_000, fan::MEDIUM),
+        publish("publish-4KiB-x64", 5_000, fan::MEDIUM),
+        publish("publish-512KiB-x1", 3_000, fan::LARGE),
+        publish("publish-512KiB-x8", 3_000, fan::LARGE),
+        publish("publish-512KiB-x64", 2_000, fan::LARGE),
+        stream("stream-64B-x1", 2_000, fan::SMALL),
+        stream("stream-64B-x8", 500, fan::SMALL),
+        stream("stream-64B-x64", 100, fan::SMALL),
+        stream("stream-4KiB-x1", 500, fan::MEDIUM),
+        stream("stream-512KiB-x1", 20, fan::LARGE),
+    ]);
+    cases.push(case(
+        "join-1000",
+        Mode::Park,
+        100,
+        0,
+        join::parent,
+        join::child,
+    ));
+    common::main("topics", &cases)
+}

@@ -1,0 +1,501 @@
+//! The lanes of a publisher, and who is behind on them.
+//!
+//! One thread publishes; the quiet thread adds subscribers, removes those that are gone, and gives those that
+//! were behind what is kept for them. A lock stands between the two, which nobody waits with: who publishes
+//! waits for room without it.
+//!
+//! # Why nothing is lost without being told
+//!
+//! Each message is *offered* to each subscriber, which is counted in the publisher's memory (`TopicBlock`). It
+//! is then sent; or is kept as the newest, where there is no room and the publisher does not wait; and the one
+//! that was kept before is *missed*. Before the next message is sent, the number of those is, so the subscriber
+//! learns of it where it happened. What is still kept or missed when the lane ends, also by a death, is the
+//! difference between what was offered and what the subscriber found: it tells its user that.
+//!
+//! # Why nobody waits for ever for room
+//!
+//! Who waits leaves a waker here, asks the lane without room to ring, and looks once more (`wait`). A ring, the
+//! end of a lane, and a subscriber that comes have the port driven, which wakes it.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Wake, Waker};
+use std::time::{Duration, Instant};
+
+use super::publisher::Delivery;
+use crate::error::{ConnectError, OpenError, SendError};
+use crate::lane::{Outbox, Parcel};
+use crate::link::member::Member;
+use crate::link::node::Node;
+use crate::link::topics::Follow;
+use crate::link::wire::Control;
+use crate::link::{Line, lock};
+use crate::service::connect::{Closer, Connected, open_lane_later};
+use crate::service::contract::Contract;
+use crate::sys::fork::Origin;
+use crate::wait::Sleeper;
+use crate::wait::tasks::{Drive, Due, Place, Wakers, wake};
+
+/// How long a subscriber that is too busy to take a connection is given.
+const BUSY: Duration = Duration::from_millis(5);
+
+/// See the module.
+pub(super) struct Core {
+    state: Mutex<State>,
+    /// Told when a lane was opened, or is not to be.
+    settled: Condvar,
+    number: u32,
+    contract: Contract,
+    sleeper: Arc<Sleeper>,
+    delivery: Delivery,
+    /// How many bytes of the slab all lanes together may have out in messages that were not handed back.
+    budget: usize,
+    node: Weak<Node>,
+    due: Arc<Due>,
+    origin: Origin,
+    me: Weak<Core>,
+}
+
+struct State {
+    lanes: Vec<Lane>,
+    opening: Vec<(Key, Arc<Line>)>,
+    /// What those get who come later, and how many messages that are at most.
+    history: VecDeque<Parcel>,
+    depth: usize,
+    room: Wakers,
+    /// To be woken, and to be dropped, without the lock.
+    woken: Vec<Waker>,
+    dropped: Vec<Waker>,
+}
+
+/// Names a subscriber: its link, and its name there.
+type Key = (u64, Member);
+
+/// The lane to one subscriber.
+struct Lane {
+    outbox: Outbox,
+    key: Key,
+    /// The newest message, for which there was no room, and how many before it there was none for.
+    kept: Option<Parcel>,
+    missed: u64,
+    /// Behind the outbox: once it is dropped, nothing more may be sent.
+    _closer: Closer,
+}
+
+impl Core {
+    pub(super) fn new(
+        node: &Arc<Node>,
+        number: u32,
+        contract: Contract,
+        sleeper: Arc<Sleeper>,
+        (delivery, depth): (Delivery, usize),
+    ) -> Arc<Core> {
+        let state = State {
+            lanes: Vec::new(),
+            opening: Vec::new(),
+            history: VecDeque::new(),
+            depth,
+            room: Wakers::default(),
+            woken: Vec::new(),
+            dropped: Vec::new(),
+        };
+        Arc::new_cyclic(|me| Core {
+            state: Mutex::new(state),
+            settled: Condvar::new(),
+            number,
+            contract,
+            sleeper,
+            delivery,
+            budget: node.config().memory_limit / 8,
+            node: Arc::downgrade(node),
+            due: node.due().clone(),
+            origin: node.origin(),
+            me: me.clone(),
+        })
+    }
+
+    pub(super) fn due(&self) -> &Arc<Due> {
+        &self.due
+    }
+
+    /// Does something under the lock, and then wakes whom that concerns.
+    fn enter<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = lock(&self.state);
+        let done = work(&mut state);
+        let woken = std::mem::take(&mut state.woken);
+        let dropped = std::mem::take(&mut state.dropped);
+        drop(state);
+        wake(woken);
+        drop(dropped);
+        done
+    }
+
+    /// Whom it reaches now.
+    pub(super) fn subscribers(&self) -> usize {
+        if self.origin.is_forked() {
+            return 0;
+        }
+        let state = lock(&self.state);
+        let lanes = state.lanes.iter();
+        lanes.filter(|lane| !lane.outbox.line().is_closed()).count()
+    }
+
+    /// Waits until no lane is being opened, at most so long.
+    pub(super) fn settle(&self, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
+        let mut state: MutexGuard<'_, State> = lock(&self.state);
+        while !state.opening.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            let waited = self.settled.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Publishes a message, unless it has to wait for room: then false.
+    #[inline]
+    pub(super) fn publish(&self, parcel: &Parcel) -> Result<bool, SendError> {
+        if self.origin.is_forked() {
+            return Err(SendError::Forked);
+        }
+        let mut state = lock(&self.state);
+        Ok(self.publish_to(&mut state, parcel).is_none())
+    }
+
+    /// As [`publish`](Self::publish), and has the waker woken when there may be room.
+    pub(super) fn publish_or_wait(
+        &self,
+        parcel: &Parcel,
+        place: &mut Place,
+        waker: &Waker,
+    ) -> Result<bool, SendError> {
+        if self.origin.is_forked() {
+            return Err(SendError::Forked);
+        }
+        Ok(self.enter(|state| {
+            let before = state.room.keep(place, waker);
+            state.dropped.extend(before);
+            // Each lane that has no room is asked once; none is asked that has some.
+            let mut asked = None;
+            while let Some(full) = self.publish_to(state, parcel) {
+                if asked == Some(full) {
+                    return false;
+                }
+                asked = Some(full);
+                self.ask(&mut state.lanes[full].outbox);
+            }
+            let waker = state.room.forget(place);
+            state.dropped.extend(waker);
+            true
+        }))
+    }
+
+    /// Has a waker woken when anything comes back; false where nothing is out.
+    pub(super) fn wait_for_memory(&self, place: &mut Place, waker: &Waker) -> bool {
+        self.enter(|state| {
+            let before = state.room.keep(place, waker);
+            state.dropped.extend(before);
+            let mut is_any = false;
+            for lane in &mut state.lanes {
+                let is_out = lane.outbox.has_lent();
+                is_any |= is_out;
+                if is_out {
+                    lane.outbox.ask_for_room();
+                }
+            }
+            is_any
+        })
+    }
+
+    /// Whether anything is out that may come back.
+    pub(super) fn has_lent(&self) -> bool {
+        lock(&self.state)
+            .lanes
+            .iter()
+            .any(|lane| lane.outbox.has_lent())
+    }
+
+    /// Who waited does no more.
+    pub(super) fn leave(&self, place: &mut Place) {
+        if place.is_taken() && !self.origin.is_forked() {
+            self.enter(|state| {
+                let waker = state.room.forget(place);
+                state.dropped.extend(waker);
+            });
+        }
+    }
+
+    /// Has every lane look what came back.
+    pub(super) fn take_back(&self) {
+        if !self.origin.is_forked() {
+            for lane in &mut lock(&self.state).lanes {
+                // A lane that ends is found closed by whoever sends on it next.
+                let _ = lane.outbox.take_back();
+            }
+        }
+    }
+
+    /// Asks a lane to ring when there is room, or has it tried again where no ring will come.
+    fn ask(&self, outbox: &mut Outbox) {
+        outbox.ask_for_room();
+        if outbox.is_stuck() {
+            let again = Waker::from(Arc::new(Again(self.me.clone(), None)));
+            self.due.set_timer(Instant::now() + BUSY, again);
+        }
+    }
+
+    /// Gives a message to every lane; or says which has no room, where each must have it.
+    #[inline]
+    fn publish_to(&self, state: &mut State, parcel: &Parcel) -> Option<usize> {
+        let budget = self.budget / state.lanes.len().max(1);
+        if self.delivery == Delivery::Reliable {
+            let full = state
+                .lanes
+                .iter_mut()
+                .position(|lane| !lane.is_free(parcel, budget));
+            if full.is_some() {
+                return full;
+            }
+        }
+        for lane in &mut state.lanes {
+            if lane.give(parcel, budget) {
+                continue;
+            }
+            // It is given when there is room.
+            self.ask(&mut lane.outbox);
+            lane.give_kept(budget);
+        }
+        if state.depth > 0 {
+            if state.history.len() == state.depth {
+                state.history.pop_front();
+            }
+            state.history.push_back(parcel.clone());
+        }
+        None
+    }
+
+    /// A lane was opened, or is not to be.
+    fn joined(&self, key: &Key, connected: Result<Connected, ConnectError>) {
+        if let (Err(error @ ConnectError::Layout { pid, .. }), Some(node)) =
+            (&connected, self.node.upgrade())
+        {
+            node.report(*pid, error.to_string());
+        }
+        let joined = self.enter(|state| {
+            state.opening.retain(|(other, _)| other != key);
+            let Ok(Connected { outbox, closer, .. }) = connected else {
+                return None;
+            };
+            let joined = (outbox.link().clone(), closer.number());
+            let mut lane = Lane {
+                outbox,
+                key: key.clone(),
+                kept: None,
+                missed: 0,
+                _closer: closer,
+            };
+            for parcel in &state.history {
+                if !lane.give(parcel, self.budget) {
+                    self.ask(&mut lane.outbox);
+                    lane.give_kept(self.budget);
+                }
+            }
+            state.lanes.push(lane);
+            let waiting = state.room.take();
+            state.woken.extend(waiting);
+            Some(joined)
+        });
+        if let Some((link, lane)) = joined {
+            let name = key.1.name();
+            // A link that cannot be told anything is given up.
+            let _ = link.say(&Control::Joined { name, lane });
+        }
+        self.settled.notify_all();
+    }
+
+    /// Forgets lanes that ended, and gives those behind what is kept for them.
+    fn look_around(&self) -> (Vec<Lane>, Vec<(Key, Arc<Line>)>) {
+        self.enter(|state| {
+            let (gone, lanes) = std::mem::take(&mut state.lanes)
+                .into_iter()
+                .partition(|lane| lane.outbox.line().is_closed());
+            state.lanes = lanes;
+            let (closed, opening) = std::mem::take(&mut state.opening)
+                .into_iter()
+                .partition(|(_, line)| line.is_closed());
+            state.opening = opening;
+            let budget = self.budget / state.lanes.len().max(1);
+            for lane in state.lanes.iter_mut().filter(|lane| lane.kept.is_some()) {
+                if !lane.give_kept(budget) {
+                    self.ask(&mut lane.outbox);
+                    lane.give_kept(budget);
+                }
+            }
+            let waiting = state.room.take();
+            state.woken.extend(waiting);
+            (gone, closed)
+        })
+    }
+
+    /// Opens no lanes any more, and closes those that are open.
+    pub(super) fn end(&self) {
+        if self.origin.is_forked() {
+            return;
+        }
+        let ended = self.enter(|state| {
+            state.history.clear();
+            for lane in &mut state.lanes {
+                lane.give_kept(self.budget);
+            }
+            (
+                std::mem::take(&mut state.lanes),
+                std::mem::take(&mut state.opening),
+            )
+        });
+        // Without the lock: this gives memory back, and tells peers.
+        drop(ended);
+    }
+}
+
+impl Lane {
+    /// Whether there is room for a message, and nothing older is kept.
+    fn is_free(&mut self, parcel: &Parcel, budget: usize) -> bool {
+        // One that ended is passed over.
+        self.give_kept(budget) && self.outbox.has_room(parcel, 0, budget).unwrap_or(true)
+    }
+
+    /// Sends a message; or keeps it as the newest, and returns false.
+    #[inline]
+    fn give(&mut self, parcel: &Parcel, budget: usize) -> bool {
+        self.outbox.offer();
+        if self.give_kept(budget) {
+            match self.outbox.has_room(parcel, 0, budget) {
+                Ok(true) => match self.outbox.send_parcel(parcel) {
+                    Ok(true) | Err(_) => return true,
+                    Ok(false) => {}
+                },
+                // It has ended: nobody is there to get it.
+                Err(_) => return true,
+                Ok(false) => {}
+            }
+        }
+        let before = self.kept.replace(parcel.clone());
+        self.missed += u64::from(before.is_some());
+        false
+    }
+
+    /// Sends what is kept, and before it how many were missed; true where nothing is kept any more.
+    fn give_kept(&mut self, budget: usize) -> bool {
+        let Some(kept) = &self.kept else {
+            return true;
+        };
+        let notes = usize::from(self.missed > 0);
+        match self.outbox.has_room(kept, notes, budget) {
+            Ok(true) => {}
+            Ok(false) => return false,
+            Err(_) => return true,
+        }
+        if self.missed > 0 && matches!(self.outbox.say_missed(self.missed), Ok(true)) {
+            self.missed = 0;
+        }
+        if self.missed == 0 && matches!(self.outbox.send_parcel(kept), Ok(true)) {
+            self.kept = None;
+        }
+        self.kept.is_none()
+    }
+}
+
+/// Has a publisher look around again, or for a subscriber that could not be reached.
+struct Again(Weak<Core>, Option<Member>);
+
+impl Wake for Again {
+    fn wake(self: Arc<Self>) {
+        let Some(core) = self.0.upgrade() else {
+            return;
+        };
+        match (&self.1, core.node.upgrade()) {
+            (Some(member), Some(node)) => core.found(&node, member),
+            _ => drop(core.drive()),
+        }
+    }
+}
+
+impl Follow for Core {
+    fn found(self: Arc<Self>, node: &Arc<Node>, member: &Member) {
+        let link = match node.link_of(member) {
+            Ok(Some(link)) => link,
+            Ok(None) => return,
+            Err(OpenError::System { source, .. })
+                if source.kind() == std::io::ErrorKind::WouldBlock =>
+            {
+                let again = Again(self.me.clone(), Some(member.clone()));
+                let waker = Waker::from(Arc::new(again));
+                self.due.set_timer(Instant::now() + BUSY, waker);
+                return;
+            }
+            // It has just gone.
+            Err(_) => return,
+        };
+        let key: Key = (link.token(), member.clone());
+        let line = Line::new(self.sleeper.clone());
+        let is_new = self.enter(|state| {
+            let mut open = state
+                .lanes
+                .iter()
+                .filter(|lane| !lane.outbox.line().is_closed());
+            let known = open.any(|lane| lane.key == key)
+                || state
+                    .opening
+                    .iter()
+                    .any(|(other, line)| *other == key && !line.is_closed());
+            if !known {
+                state.opening.push((key.clone(), line.clone()));
+            }
+            !known
+        });
+        if !is_new {
+            return;
+        }
+        let (core, joining) = (self.me.clone(), key.clone());
+        let opened = open_lane_later(
+            node,
+            &link,
+            (&member.name(), self.number),
+            &self.contract,
+            (self.sleeper.clone(), line),
+            move |connected| {
+                if let Some(core) = core.upgrade() {
+                    core.joined(&joining, connected);
+                }
+            },
+        );
+        if let Err(error) = opened {
+            self.joined(&key, Err(error));
+        }
+    }
+}
+
+impl Drive for Core {
+    fn drive(&self) -> bool {
+        if self.origin.is_forked() {
+            return false;
+        }
+        let (gone, closed) = self.look_around();
+        self.settled.notify_all();
+        let keys: Vec<Key> = gone.iter().map(|lane| lane.key.clone()).collect();
+        let keys = keys
+            .into_iter()
+            .chain(closed.iter().map(|(key, _)| key.clone()));
+        let keys: Vec<Key> = keys.collect();
+        drop((gone, closed));
+        // Others may have come under the names of those that are gone, before these were found to be gone.
+        if let (Some(node), Some(me)) = (self.node.upgrade(), self.me.upgrade()) {
+            for (_, member) in &keys {
+                me.clone().found(&node, member);
+            }
+        }
+        false
+    }
+}
