@@ -3,7 +3,8 @@
 //! The editor (this process) starts the engine (the same program), reads each file straight into
 //! memory that the engine can see, and asks for completions at real places of those files. It
 //! prints some of them, and how long the calls took. Then somebody types, and each keystroke's
-//! suggestion supersedes the last one. In a terminal, a chat with the engine follows; elsewhere, three
+//! suggestion supersedes the last one. A second window, another process, sees what the engine publishes
+//! meanwhile: what is wrong in the documents, and how far it is. In a terminal, a chat with the engine follows; elsewhere, three
 //! questions of its own.
 //!
 //! `cargo run --release --example editor -- --help`
@@ -16,6 +17,7 @@ mod messages;
 mod report;
 mod server;
 mod typing;
+mod viewer;
 
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -29,6 +31,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use messages::{ArchivedCompletions, Complete, Open, checksum};
 use report::Times;
 use shmbus::{Bus, Wait};
+use viewer::Viewer;
 
 /// How long the engine may take to offer its services.
 const START: Duration = Duration::from_secs(10);
@@ -53,9 +56,12 @@ struct Options {
     /// How both sides wait for each other.
     #[arg(long, value_enum, default_value = "adaptive")]
     wait: Waiting,
-    /// Be the engine of the process that started this one.
+    /// Be a second window: show what the engine of another editor publishes on this bus.
+    #[arg(long, value_name = "BUS")]
+    viewer: Option<String>,
+    /// Be the engine of the process that started this one, and publish on this bus.
     #[arg(long, hide = true)]
-    engine: bool,
+    engine: Option<String>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -80,8 +86,11 @@ impl From<Waiting> for Wait {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    if options.engine {
-        return status(server::run(options.wait.into()).context("engine"), 1);
+    if let Some(name) = &options.engine {
+        return status(server::run(options.wait.into(), name).context("engine"), 1);
+    }
+    if let Some(name) = &options.viewer {
+        return status(viewer::run(name).context("second window"), 1);
     }
     match corpus::collect(&options.paths) {
         Ok(sources) => status(edit(&options, &sources), 1),
@@ -100,8 +109,10 @@ fn status(done: Result<()>, failure: u8) -> ExitCode {
 }
 
 fn edit(options: &Options, sources: &[Source]) -> Result<()> {
+    let windows = format!("editor-{}", std::process::id());
+    let viewer = Viewer::open(&windows)?;
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["--engine", "--wait"]);
+    command.args(["--engine", &windows, "--wait"]);
     command.arg(match options.wait {
         Waiting::Spin => "spin",
         Waiting::Adaptive => "adaptive",
@@ -113,6 +124,10 @@ fn edit(options: &Options, sources: &[Source]) -> Result<()> {
     let mut opened = Times::new()?;
     let places = open_all(&bus, options, sources, &mut opened)?;
     println!("{} documents, {} places\n", sources.len(), places.len());
+    let shown = viewer.close()?;
+    let all = format!("{} documents were looked at", sources.len());
+    ensure!(shown.starts_with(&all), "the second window saw: {shown}");
+    println!("In a second window: {shown}. (Another one: editor --viewer {windows})\n");
     let mut completed = Times::new()?;
     if !places.is_empty() {
         complete_all(&bus, options, &places, &mut completed)?;

@@ -100,6 +100,37 @@ pub struct Suggestion {
 #[derive(ShmMessage, Debug)]
 pub struct GivenUp;
 
+/// What the engine finds wrong in a document, for all windows.
+#[derive(ShmMessage)]
+#[shm(topic = "diagnostics")]
+pub struct Diagnostics {
+    /// The document.
+    pub path: String,
+    /// The revision that was looked at.
+    pub revision: u64,
+    /// What was found.
+    pub warnings: Vec<Warning>,
+}
+
+/// Something that a person may want to change.
+#[derive(ShmMessage)]
+pub struct Warning {
+    /// The line, from 1.
+    pub line: u32,
+    /// What is wrong there.
+    pub text: String,
+}
+
+/// How far the engine is, for all windows.
+#[derive(ShmMessage)]
+#[shm(topic = "progress")]
+pub struct Progress {
+    /// Documents that are indexed.
+    pub documents: u32,
+    /// Identifiers in the last one.
+    pub identifiers: u32,
+}
+
 /// What a person asks about the documents.
 #[derive(ShmMessage)]
 #[shm(service = "chat", stream = Token, reply = Told, error = Unclear)]

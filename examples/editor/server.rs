@@ -1,23 +1,27 @@
-//! The engine's process: the index behind four services, until the editor is gone.
+//! The engine's process: the index behind four services, until the editor is gone, and what it tells all
+//! windows.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
 use anyhow::{Result, anyhow};
-use shmbus::{Bus, Wait};
+use shmbus::{Bus, Delivery, Publisher, Publishing, Wait};
 
 use crate::answers;
 use crate::engine::{Candidate, Engine, Place};
 use crate::messages::{
-    ArchivedComplete, ArchivedOpen, Complete, Completions, Item, Open, Opened, checksum,
+    ArchivedComplete, ArchivedOpen, Complete, Completions, Diagnostics, Item, Open, Opened,
+    Progress, Warning, checksum,
 };
+use crate::viewer::diagnose;
 
 /// The most items that a reply holds, whatever was asked for.
 const MOST: u32 = 100;
 
 /// Serves the process that started this one. Returns once that one is gone.
-pub fn run(wait: Wait) -> Result<()> {
+pub fn run(wait: Wait, windows: &str) -> Result<()> {
     let bus = Bus::from_parent()?;
+    let windows = Windows::open(&Bus::open(windows)?)?;
     let mut opens = bus.server::<Open>()?;
     let mut completes = bus.server::<Complete>()?;
     completes.set_wait(wait);
@@ -30,8 +34,10 @@ pub fn run(wait: Wait) -> Result<()> {
     let _chatting = answers::serve_chat(&bus, engine.clone())?;
     std::thread::scope(|scope| {
         let documents = scope.spawn(|| -> Result<()> {
+            let mut windows = windows;
             while let Some(call) = opens.next()? {
                 let reply = open(&engine, &call);
+                windows.show(&call, reply.identifiers)?;
                 call.reply(&reply)?;
             }
             Ok(())
@@ -43,6 +49,44 @@ pub fn run(wait: Wait) -> Result<()> {
         let ended = documents.join();
         ended.unwrap_or_else(|_| Err(anyhow!("the thread of documents panicked")))
     })
+}
+
+/// What all windows see.
+struct Windows {
+    /// Each of them sees all of these.
+    diagnostics: Publisher<Diagnostics>,
+    /// One that is behind sees the newest.
+    progress: Publisher<Progress>,
+    documents: u32,
+}
+
+impl Windows {
+    fn open(bus: &Bus) -> Result<Windows> {
+        let newest = Publishing {
+            delivery: Delivery::Lossy,
+            history: 1,
+        };
+        Ok(Windows {
+            diagnostics: bus.publisher()?,
+            progress: bus.publisher_as(newest)?,
+            documents: 0,
+        })
+    }
+
+    fn show(&mut self, request: &ArchivedOpen, identifiers: u32) -> Result<()> {
+        let text = String::from_utf8_lossy(request.content.as_slice());
+        let warning = |(line, text)| Warning { line, text };
+        self.diagnostics.publish(&Diagnostics {
+            path: request.path.as_str().to_owned(),
+            revision: request.revision.to_native(),
+            warnings: diagnose(&text).into_iter().map(warning).collect(),
+        })?;
+        self.documents += 1;
+        Ok(self.progress.publish(&Progress {
+            documents: self.documents,
+            identifiers,
+        })?)
+    }
 }
 
 /// Indexes the text where the editor wrote it.

@@ -55,8 +55,8 @@ pub(crate) struct Packer {
     bytes: usize,
 }
 
-/// As many blocks are used before one that came back is looked for: that costs a cache line of each lane.
-const FEW: usize = 16;
+/// As many blocks are used before all lanes look for what came back: that costs a cache line of each.
+const FEW: usize = 48;
 /// Unless they have so many bytes: larger ones are worth that look.
 const FEW_BYTES: usize = 2 << 20;
 /// How many of them are looked at for one message.

@@ -24,12 +24,13 @@ use std::time::{Duration, Instant};
 
 use super::publisher::Delivery;
 use crate::error::{ConnectError, OpenError, SendError};
-use crate::lane::{Outbox, Parcel};
+use crate::lane::{Outbox, Parcel, To};
 use crate::link::member::Member;
 use crate::link::node::Node;
 use crate::link::topics::Follow;
 use crate::link::wire::Control;
 use crate::link::{Line, lock};
+use crate::message::ShmTopic;
 use crate::service::connect::{Closer, Connected, open_lane_later};
 use crate::service::contract::Contract;
 use crate::sys::fork::Origin;
@@ -38,6 +39,9 @@ use crate::wait::tasks::{Drive, Due, Place, Wakers, wake};
 
 /// How long a subscriber that is too busy to take a connection is given.
 const BUSY: Duration = Duration::from_millis(5);
+
+/// After so many messages in blocks, each lane has looked what came back.
+const ROUND: usize = 16;
 
 /// See the module.
 pub(super) struct Core {
@@ -62,6 +66,8 @@ struct State {
     /// What those get who come later, and how many messages that are at most.
     history: VecDeque<Parcel>,
     depth: usize,
+    /// The lane that has looked last what came back.
+    turn: usize,
     room: Wakers,
     /// To be woken, and to be dropped, without the lock.
     woken: Vec<Waker>,
@@ -95,6 +101,7 @@ impl Core {
             opening: Vec::new(),
             history: VecDeque::new(),
             depth,
+            turn: 0,
             room: Wakers::default(),
             woken: Vec::new(),
             dropped: Vec::new(),
@@ -162,6 +169,39 @@ impl Core {
         }
         let mut state = lock(&self.state);
         Ok(self.publish_to(&mut state, parcel).is_none())
+    }
+
+    /// Publishes a message to the one subscriber that there is: archived in its lane, as any other message. `None`
+    /// where there are more, or none, or where it has no room; else whether the message was a small one.
+    #[inline]
+    pub(super) fn publish_to_one<T: ShmTopic>(
+        &self,
+        message: &T,
+    ) -> Result<Option<bool>, SendError> {
+        let mut state = lock(&self.state);
+        if state.depth > 0 {
+            return Ok(None);
+        }
+        let [lane] = &mut state.lanes[..] else {
+            return Ok(None);
+        };
+        if lane.kept.is_some() {
+            return Ok(None);
+        }
+        lane.outbox.offer();
+        match lane.outbox.try_send(message, To::tag(0)) {
+            Ok(()) => Ok(Some(!lane.outbox.was_large())),
+            // It has ended: nobody is there to get it.
+            Err(SendError::Closed { .. }) => Ok(Some(true)),
+            Err(SendError::Full) => {
+                lane.outbox.unoffer();
+                Ok(None)
+            }
+            Err(error) => {
+                lane.outbox.unoffer();
+                Err(error)
+            }
+        }
     }
 
     /// As [`publish`](Self::publish), and has the waker woken when there may be room.
@@ -267,6 +307,9 @@ impl Core {
             self.ask(&mut lane.outbox);
             lane.give_kept(budget);
         }
+        if parcel.block_len() > 0 {
+            state.take_some_back();
+        }
         if state.depth > 0 {
             if state.history.len() == state.depth {
                 state.history.pop_front();
@@ -356,6 +399,19 @@ impl Core {
         });
         // Without the lock: this gives memory back, and tells peers.
         drop(ended);
+    }
+}
+
+impl State {
+    /// Has some lanes look what came back, others the next time: so that blocks return before they are missed,
+    /// and no message costs the look at all lanes.
+    fn take_some_back(&mut self) {
+        let count = self.lanes.len();
+        for _ in 0..count.div_ceil(ROUND) {
+            self.turn = (self.turn + 1) % count;
+            // A lane that ends is found closed by whoever sends on it next.
+            let _ = self.lanes[self.turn].outbox.take_back();
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use super::SETTLES;
 use super::core::Core;
 use crate::bus::Shared as BusShared;
 use crate::error::{ConnectError, MemoryError, SendError};
-use crate::lane::{Bulk, Bytes, Packer, Parcel};
+use crate::lane::{Bulk, Bytes, MOST_INLINE, Packer, Parcel};
 use crate::link::member::Part;
 use crate::link::node::Offer;
 use crate::link::topics::Follow;
@@ -77,6 +77,9 @@ pub struct Publisher<T: ShmTopic> {
     // Dropped first, so that nobody waits for one that ends.
     _presence: Offer,
     packer: Packer,
+    /// Whether the last message was small: then the next one likely is, and is best archived in the lane of a
+    /// single subscriber.
+    was_small: bool,
     core: Arc<Core>,
     how: Publishing,
     wait: Wait,
@@ -102,6 +105,7 @@ impl<T: ShmTopic> Publisher<T> {
         Ok(Publisher {
             _presence: presence,
             packer: Packer::new::<T>(node),
+            was_small: true,
             core,
             how,
             wait: node.config().wait,
@@ -241,6 +245,12 @@ impl<T: ShmTopic> Publisher<T> {
     /// Archives the message, if that was not done, and publishes it if there is room.
     #[inline]
     fn attempt(&mut self, message: &T, parcel: &mut Option<Parcel>) -> Result<bool, SendError> {
+        if parcel.is_none() && self.was_small && !self.bus.node().origin().is_forked() {
+            if let Some(was_small) = self.core.publish_to_one(message)? {
+                self.was_small = was_small;
+                return Ok(true);
+            }
+        }
         let packed = match parcel {
             Some(packed) => packed,
             None => match self.pack(message)? {
@@ -260,7 +270,11 @@ impl<T: ShmTopic> Publisher<T> {
         let core = &self.core;
         match self.packer.pack(message, || core.take_back()) {
             Err(SendError::Memory(MemoryError::Limit { .. })) => self.pack_again(message),
-            packed => packed.map(Some),
+            Ok(packed) => {
+                self.was_small = packed.block_len() <= MOST_INLINE;
+                Ok(Some(packed))
+            }
+            Err(error) => Err(error),
         }
     }
 

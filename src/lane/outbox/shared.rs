@@ -23,6 +23,22 @@ impl Outbox {
         }
     }
 
+    /// Undoes [`offer`](Self::offer): the message was not sent, and is offered again or was refused.
+    #[cold]
+    pub(crate) fn unoffer(&mut self) {
+        if let Some(topic) = &self.parts.topic {
+            // Relaxed, both: our own word. Who reads it meanwhile finds the lane's end, and one message more lost
+            // than there will have been: it was about to be sent.
+            let offered = topic.offered.load(Ordering::Relaxed).wrapping_sub(1);
+            topic.offered.store(offered, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the last message went through the slab.
+    pub(crate) fn was_large(&self) -> bool {
+        self.was_large || self.was_around
+    }
+
     /// Whether there is room for a message and so many records more; looks for what came back if there was
     /// none. The lane may have so many bytes of the slab out.
     #[inline]
