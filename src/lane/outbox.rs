@@ -280,7 +280,11 @@ impl Outbox {
     fn most_cells(&self, to: To) -> usize {
         // With a header, before a message as long as may be.
         const MOST: usize = MOST_INLINE / CELL + 1;
-        if self.parts.grows_when_full {
+        // So that a subscriber may be some hundred messages behind, whatever their size.
+        const MOST_OF_TOPIC: usize = 4;
+        if self.parts.topic.is_some() {
+            MOST_OF_TOPIC
+        } else if self.parts.grows_when_full {
             self.ring.most_of_reply(to.kind == Kind::Item).min(MOST)
         } else {
             MOST
