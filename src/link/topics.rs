@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
+use super::incoming::Read;
 use super::member::{Member, Part};
 use super::node::{MEMBERS, Node, Offer, Port, Reach};
 use super::wire::Control;
@@ -75,10 +76,14 @@ impl Node {
 
     /// A port is offered no more.
     pub(super) fn left(&self, name: &str) {
-        let was_member = lock(&self.topics.ours).remove(name);
-        if was_member && matches!(self.reach(), Reach::Inherited) {
-            let name = name.to_owned();
-            self.tell(&Control::Gone { name });
+        let was_member = lock(&self.topics.ours).contains(name);
+        if was_member {
+            if matches!(self.reach(), Reach::Inherited) {
+                let name = name.to_owned();
+                self.tell(&Control::Gone { name });
+            }
+            // Only now may the next one take the name, and tell of itself.
+            lock(&self.topics.ours).remove(name);
         }
     }
 
@@ -87,7 +92,14 @@ impl Node {
         match self.reach() {
             Reach::Name { place, .. } => place.members(topic, part),
             Reach::Inherited => {
+                /// More than any honest peer has said that was not read.
+                const MOST_TURNS: usize = 1024;
                 let links = self.all_links();
+                // Of two who begin, each says so first and then reads: so one of them learns of the other.
+                for link in &links {
+                    let mut turns = 0..MOST_TURNS;
+                    while turns.next().is_some() && matches!(link.pump(), Read::Some) {}
+                }
                 let all = links.iter().flat_map(|link| link.members());
                 all.filter(|m| m.part == part && m.topic == topic).collect()
             }

@@ -122,7 +122,7 @@ impl Hub {
 
     /// A publisher that is gone, and how many of its messages are lost.
     pub(crate) fn take_lost(&mut self) -> Option<(u32, u64)> {
-        self.lost.pop()
+        (!self.lost.is_empty()).then(|| self.lost.remove(0))
     }
 
     /// Waits for the next message of any lane: until the deadline, or until the port ended.

@@ -17,7 +17,8 @@
 //! Who waits leaves a waker here, asks the lane without room to ring, and looks once more (`wait`). A ring, the
 //! end of a lane, and a subscriber that comes have the port driven, which wakes it.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::io::ErrorKind;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Wake, Waker};
 use std::time::{Duration, Instant};
@@ -37,7 +38,7 @@ use crate::sys::fork::Origin;
 use crate::wait::Sleeper;
 use crate::wait::tasks::{Drive, Due, Place, Wakers, wake};
 
-/// How long a subscriber that is too busy to take a connection is given.
+/// How long lies between two tries where nobody tells when the next one would do.
 const BUSY: Duration = Duration::from_millis(5);
 
 /// After so many messages in blocks, each lane has looked what came back.
@@ -62,12 +63,18 @@ pub(super) struct Core {
 
 struct State {
     lanes: Vec<Lane>,
-    opening: Vec<(Key, Arc<Line>)>,
-    /// What those get who come later, and how many messages that are at most.
+    opening: Vec<Opening>,
+    /// Subscribers that could not be reached; and whether that is tried again in a moment.
+    unreached: HashMap<Member, bool>,
+    /// What those get who come later; how many messages that are at most, and how many bytes of blocks it is.
     history: VecDeque<Parcel>,
     depth: usize,
-    /// The lane that has looked last what came back.
+    history_bytes: usize,
+    /// The lane that has looked last what came back, and how many looks are due, in `ROUND`ths.
     turn: usize,
+    looks: usize,
+    /// Whether a timer has lanes tried again for which no ring will come.
+    tries: bool,
     room: Wakers,
     /// To be woken, and to be dropped, without the lock.
     woken: Vec<Waker>,
@@ -76,6 +83,14 @@ struct State {
 
 /// Names a subscriber: its link, and its name there.
 type Key = (u64, Member);
+
+/// A lane that a subscriber was asked for.
+struct Opening {
+    key: Key,
+    line: Arc<Line>,
+    /// Whether somebody came under this name since: another one, perhaps, than who was asked.
+    came: bool,
+}
 
 /// The lane to one subscriber.
 struct Lane {
@@ -99,9 +114,13 @@ impl Core {
         let state = State {
             lanes: Vec::new(),
             opening: Vec::new(),
+            unreached: HashMap::new(),
             history: VecDeque::new(),
             depth,
+            history_bytes: 0,
             turn: 0,
+            looks: 0,
+            tries: false,
             room: Wakers::default(),
             woken: Vec::new(),
             dropped: Vec::new(),
@@ -151,7 +170,7 @@ impl Core {
     pub(super) fn settle(&self, timeout: Duration) {
         let deadline = Instant::now() + timeout;
         let mut state: MutexGuard<'_, State> = lock(&self.state);
-        while !state.opening.is_empty() {
+        while !state.opening.is_empty() || state.unreached.values().any(|&is_tried| is_tried) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
@@ -224,7 +243,7 @@ impl Core {
                     return false;
                 }
                 asked = Some(full);
-                self.ask(&mut state.lanes[full].outbox);
+                self.ask(&mut state.tries, &mut state.lanes[full].outbox);
             }
             let waker = state.room.forget(place);
             state.dropped.extend(waker);
@@ -267,6 +286,11 @@ impl Core {
         }
     }
 
+    /// Gives up the oldest message that is kept for those who come later; false where none is.
+    pub(super) fn forget_oldest(&self) -> bool {
+        lock(&self.state).forget_oldest()
+    }
+
     /// Has every lane look what came back.
     pub(super) fn take_back(&self) {
         if !self.origin.is_forked() {
@@ -278,9 +302,11 @@ impl Core {
     }
 
     /// Asks a lane to ring when there is room, or has it tried again where no ring will come.
-    fn ask(&self, outbox: &mut Outbox) {
+    fn ask(&self, tries: &mut bool, outbox: &mut Outbox) {
         outbox.ask_for_room();
-        if outbox.is_stuck() {
+        // One timer for all, however many lanes and messages: a peer decides how long it does not read.
+        if outbox.is_stuck() && !*tries {
+            *tries = true;
             let again = Waker::from(Arc::new(Again(self.me.clone(), None)));
             self.due.set_timer(Instant::now() + BUSY, again);
         }
@@ -304,33 +330,33 @@ impl Core {
                 continue;
             }
             // It is given when there is room.
-            self.ask(&mut lane.outbox);
+            self.ask(&mut state.tries, &mut lane.outbox);
             lane.give_kept(budget);
         }
         if parcel.block_len() > 0 {
             state.take_some_back();
         }
         if state.depth > 0 {
-            if state.history.len() == state.depth {
-                state.history.pop_front();
-            }
-            state.history.push_back(parcel.clone());
+            state.remember(parcel, self.budget);
         }
         None
     }
 
     /// A lane was opened, or is not to be.
     fn joined(&self, key: &Key, connected: Result<Connected, ConnectError>) {
-        if let (Err(error @ ConnectError::Layout { pid, .. }), Some(node)) =
-            (&connected, self.node.upgrade())
-        {
-            node.report(*pid, error.to_string());
-        }
+        let failed = match &connected {
+            // Nobody is there any more.
+            Ok(_) | Err(ConnectError::NoServer { .. } | ConnectError::Lost { .. }) => None,
+            Err(error) => Some((error.to_string(), is_lasting(error), pid_of(error))),
+        };
         let joined = self.enter(|state| {
-            state.opening.retain(|(other, _)| other != key);
+            let is_other = |opening: &Opening| opening.key != *key;
+            let came = state.opening.iter().any(|o| !is_other(o) && o.came);
+            state.opening.retain(is_other);
             let Ok(Connected { outbox, closer, .. }) = connected else {
-                return None;
+                return Err(came);
             };
+            state.unreached.remove(&key.1);
             let joined = (outbox.link().clone(), closer.number());
             let mut lane = Lane {
                 outbox,
@@ -341,25 +367,54 @@ impl Core {
             };
             for parcel in &state.history {
                 if !lane.give(parcel, self.budget) {
-                    self.ask(&mut lane.outbox);
+                    self.ask(&mut state.tries, &mut lane.outbox);
                     lane.give_kept(self.budget);
                 }
             }
             state.lanes.push(lane);
-            let waiting = state.room.take();
-            state.woken.extend(waiting);
-            Some(joined)
+            Ok(joined)
         });
-        if let Some((link, lane)) = joined {
-            let name = key.1.name();
-            // A link that cannot be told anything is given up.
-            let _ = link.say(&Control::Joined { name, lane });
+        match (joined, failed) {
+            (Ok((link, lane)), _) => {
+                let name = key.1.name();
+                // A link that cannot be told anything is given up.
+                let _ = link.say(&Control::Joined { name, lane });
+                // Who waits for room looks again; not woken here, where the reader of the link holds its lock.
+                self.due.push(self.me.clone());
+            }
+            (Err(came), Some((what, is_lasting, pid))) => {
+                self.unreached(&key.1, came || !is_lasting, Some((pid, what)));
+            }
+            (Err(true), None) => self.unreached(&key.1, true, None),
+            (Err(false), None) => self.gone(&key.1),
         }
         self.settled.notify_all();
     }
 
+    /// A subscriber could not be reached: says so once, and tries it again in a moment where that may help.
+    fn unreached(&self, member: &Member, is_tried: bool, told: Option<(u32, String)>) {
+        let (is_new, is_timed) = self.enter(|state| {
+            let before = state.unreached.insert(member.clone(), is_tried);
+            (before.is_none(), before == Some(true))
+        });
+        if let (true, Some((pid, what)), Some(node)) = (is_new, told, self.node.upgrade()) {
+            node.report(pid, what);
+        }
+        // One timer for each, however often it comes.
+        if is_tried && !is_timed {
+            let again = Again(self.me.clone(), Some(member.clone()));
+            let waker = Waker::from(Arc::new(again));
+            self.due.set_timer(Instant::now() + BUSY, waker);
+        }
+    }
+
+    /// A subscriber is not there any more.
+    fn gone(&self, member: &Member) {
+        lock(&self.state).unreached.remove(member);
+    }
+
     /// Forgets lanes that ended, and gives those behind what is kept for them.
-    fn look_around(&self) -> (Vec<Lane>, Vec<(Key, Arc<Line>)>) {
+    fn look_around(&self) -> (Vec<Lane>, Vec<Opening>) {
         self.enter(|state| {
             let (gone, lanes) = std::mem::take(&mut state.lanes)
                 .into_iter()
@@ -367,12 +422,12 @@ impl Core {
             state.lanes = lanes;
             let (closed, opening) = std::mem::take(&mut state.opening)
                 .into_iter()
-                .partition(|(_, line)| line.is_closed());
+                .partition(|opening| opening.line.is_closed());
             state.opening = opening;
             let budget = self.budget / state.lanes.len().max(1);
             for lane in state.lanes.iter_mut().filter(|lane| lane.kept.is_some()) {
                 if !lane.give_kept(budget) {
-                    self.ask(&mut lane.outbox);
+                    self.ask(&mut state.tries, &mut lane.outbox);
                     lane.give_kept(budget);
                 }
             }
@@ -388,7 +443,7 @@ impl Core {
             return;
         }
         let ended = self.enter(|state| {
-            state.history.clear();
+            while state.forget_oldest() {}
             for lane in &mut state.lanes {
                 lane.give_kept(self.budget);
             }
@@ -407,11 +462,41 @@ impl State {
     /// and no message costs the look at all lanes.
     fn take_some_back(&mut self) {
         let count = self.lanes.len();
-        for _ in 0..count.div_ceil(ROUND) {
+        self.looks += count;
+        while self.looks >= ROUND {
+            self.looks -= ROUND;
             self.turn = (self.turn + 1) % count;
             // A lane that ends is found closed by whoever sends on it next.
             let _ = self.lanes[self.turn].outbox.take_back();
         }
+    }
+
+    /// Keeps a message for those who come later: of the newest as many as they get, and as fit in so many bytes.
+    fn remember(&mut self, parcel: &Parcel, most: usize) {
+        self.history_bytes += parcel.block_len();
+        self.history.push_back(parcel.clone());
+        while self.history.len() > self.depth || self.history_bytes > most {
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_oldest(&mut self) -> bool {
+        let oldest = self.history.pop_front();
+        self.history_bytes -= oldest.as_ref().map_or(0, Parcel::block_len);
+        oldest.is_some()
+    }
+}
+
+/// Whether it will fail again for the same reason.
+fn is_lasting(error: &ConnectError) -> bool {
+    matches!(error, ConnectError::Layout { .. })
+}
+
+/// The process at the other end, where that is known.
+fn pid_of(error: &ConnectError) -> u32 {
+    match error {
+        ConnectError::Layout { pid, .. } | ConnectError::NoAnswer { pid, .. } => *pid,
+        _ => std::process::id(),
     }
 }
 
@@ -472,27 +557,42 @@ impl Wake for Again {
             return;
         };
         match (&self.1, core.node.upgrade()) {
-            (Some(member), Some(node)) => core.found(&node, member),
-            _ => drop(core.drive()),
+            (Some(member), Some(node)) => {
+                if let Some(is_tried) = lock(&core.state).unreached.get_mut(member) {
+                    *is_tried = false;
+                }
+                core.clone().found(&node, member);
+                core.settled.notify_all();
+            }
+            _ => {
+                lock(&core.state).tries = false;
+                core.drive();
+            }
         }
     }
+}
+
+/// Whether a connection that failed so found nobody.
+fn is_gone(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::NotFound | ErrorKind::ConnectionRefused)
 }
 
 impl Follow for Core {
     fn found(self: Arc<Self>, node: &Arc<Node>, member: &Member) {
         let link = match node.link_of(member) {
             Ok(Some(link)) => link,
-            Ok(None) => return,
-            Err(OpenError::System { source, .. })
-                if source.kind() == std::io::ErrorKind::WouldBlock =>
-            {
-                let again = Again(self.me.clone(), Some(member.clone()));
-                let waker = Waker::from(Arc::new(again));
-                self.due.set_timer(Instant::now() + BUSY, waker);
-                return;
+            Ok(None) => return self.gone(member),
+            Err(OpenError::System { source, .. }) if is_gone(source.kind()) => {
+                return self.gone(member);
             }
-            // It has just gone.
-            Err(_) => return,
+            Err(OpenError::System { source, .. }) if source.kind() == ErrorKind::WouldBlock => {
+                return self.unreached(member, true, None);
+            }
+            // For want of a descriptor, say.
+            Err(error) => {
+                let told = (std::process::id(), error.to_string());
+                return self.unreached(member, true, Some(told));
+            }
         };
         let key: Key = (link.token(), member.clone());
         let line = Line::new(self.sleeper.clone());
@@ -502,12 +602,15 @@ impl Follow for Core {
                 .iter()
                 .filter(|lane| !lane.outbox.line().is_closed());
             let known = open.any(|lane| lane.key == key)
-                || state
-                    .opening
-                    .iter()
-                    .any(|(other, line)| *other == key && !line.is_closed());
+                || state.opening.iter_mut().any(|opening| {
+                    let is_it = opening.key == key && !opening.line.is_closed();
+                    opening.came |= is_it;
+                    is_it
+                });
             if !known {
-                state.opening.push((key.clone(), line.clone()));
+                let (key, line) = (key.clone(), line.clone());
+                let came = false;
+                state.opening.push(Opening { key, line, came });
             }
             !known
         });
@@ -543,7 +646,7 @@ impl Drive for Core {
         let keys: Vec<Key> = gone.iter().map(|lane| lane.key.clone()).collect();
         let keys = keys
             .into_iter()
-            .chain(closed.iter().map(|(key, _)| key.clone()));
+            .chain(closed.iter().map(|opening| opening.key.clone()));
         let keys: Vec<Key> = keys.collect();
         drop((gone, closed));
         // Others may have come under the names of those that are gone, before these were found to be gone.

@@ -239,7 +239,14 @@ impl<T: ShmTopic> Publisher<T> {
         if self.bus.node().origin().is_forked() {
             return Err(SendError::Forked);
         }
-        self.packer.loan(len, || self.core.take_back())
+        match self.packer.loan(len, || self.core.take_back()) {
+            Err(SendError::Memory(MemoryError::Limit { .. })) => {
+                self.core.take_back();
+                self.packer.drop_returned();
+                self.packer.loan(len, || {})
+            }
+            loan => loan,
+        }
     }
 
     /// Archives the message, if that was not done, and publishes it if there is room.
@@ -283,6 +290,14 @@ impl<T: ShmTopic> Publisher<T> {
         let core = &self.core;
         core.take_back();
         self.packer.drop_returned();
+        // What is kept for those who may come is given up before anybody waits, or fails.
+        while core.forget_oldest() {
+            self.packer.drop_returned();
+            match self.packer.pack(message, || core.take_back()) {
+                Err(SendError::Memory(MemoryError::Limit { .. })) => {}
+                packed => return packed.map(Some),
+            }
+        }
         match self.packer.pack(message, || core.take_back()) {
             Err(SendError::Memory(MemoryError::Limit { .. }))
                 if self.how.delivery == Delivery::Reliable && core.has_lent() =>
@@ -373,8 +388,14 @@ impl<T: ShmTopic> Publishes<'_, T> {
             return publisher.core.publish_or_wait(parcel, place, cx.waker());
         }
         publisher.core.wait_for_memory(place, cx.waker());
-        // Once more, behind the asking.
-        publisher.attempt(message, parcel)
+        // Once more, behind the asking. Where there is memory now, a lane may be full that was not asked.
+        if publisher.attempt(message, parcel)? {
+            return Ok(true);
+        }
+        match parcel {
+            Some(parcel) => publisher.core.publish_or_wait(parcel, place, cx.waker()),
+            None => Ok(false),
+        }
     }
 }
 

@@ -175,6 +175,8 @@ impl<T: ShmTopic> Subscriber<T> {
             return Err(ReceiveError::Forked);
         }
         let (number, message, archived) = loop {
+            // All of it that came was taken before; told at once, however many others publish.
+            lost(&mut self.hub).map_or(Ok(()), Err)?;
             let found = match next(&mut self.hub) {
                 Next::Message(number, message) => judge::<T>(&mut self.hub, (number, message)),
                 Next::Lost => Found::Nothing,
@@ -183,7 +185,7 @@ impl<T: ShmTopic> Subscriber<T> {
             match found {
                 Found::Message(number, message, archived) => break (number, message, archived),
                 Found::Lagged(lagged) => return Err(lagged),
-                Found::Nothing => lost(&mut self.hub).map_or(Ok(()), Err)?,
+                Found::Nothing => {}
             }
         };
         let lane = self.hub.lane(number);
@@ -305,7 +307,7 @@ impl<T: ShmTopic> AsyncSubscriber<T> {
         self.core.enter(|state| match look::<T>(state) {
             Look::Found(kept) => Ok(Some(kept)),
             Look::Lagged(lagged) => Err(lagged),
-            Look::Nothing => Ok(None),
+            Look::Other | Look::Nothing => Ok(None),
         })
     }
 
@@ -321,7 +323,7 @@ impl<T: ShmTopic> AsyncSubscriber<T> {
         let Core { port, wait, .. } = &*self.core;
         let looks = if *wait == Wait::Park { 1 } else { LOOKS };
         self.core.enter(|state| {
-            for _ in 0..ROUNDS {
+            'round: for _ in 0..ROUNDS {
                 for _ in 0..looks {
                     // In this order: what came before the end is still taken.
                     let ended = port.has_ended();
@@ -329,6 +331,8 @@ impl<T: ShmTopic> AsyncSubscriber<T> {
                         Look::Found(kept) => return Poll::Ready(Ok(Some(kept))),
                         Look::Lagged(lagged) => return Poll::Ready(Err(lagged)),
                         Look::Nothing if ended => return Poll::Ready(Ok(None)),
+                        // Asking for rings is for when the last look found nothing at all.
+                        Look::Other => continue 'round,
                         Look::Nothing => std::hint::spin_loop(),
                     }
                 }
@@ -353,11 +357,16 @@ impl<T: ShmTopic> AsyncSubscriber<T> {
 enum Look<T: ShmTopic> {
     Found(Kept<T>),
     Lagged(ReceiveError),
+    /// Something that is no message; there may be more.
+    Other,
     Nothing,
 }
 
 fn look<T: ShmTopic>(state: &mut State) -> Look<T> {
     let hub = &mut state.hub;
+    if let Some(lagged) = lost(hub) {
+        return Look::Lagged(lagged);
+    }
     if let Some((number, message)) = hub.try_next() {
         if message.record.role == Role::Message {
             let inbox = hub.lane_mut(number).inbox.get_mut();
@@ -368,6 +377,7 @@ fn look<T: ShmTopic>(state: &mut State) -> Look<T> {
         } else if let Found::Lagged(lagged) = judge_other::<T>(hub, (number, message)) {
             return Look::Lagged(lagged);
         }
+        return Look::Other;
     }
     lost(hub).map_or(Look::Nothing, Look::Lagged)
 }

@@ -55,6 +55,7 @@ impl Outbox {
             return Err(self.closed());
         }
         let bytes = parcel.block_len();
+        self.is_stuck = false;
         if !self.fits(bytes, more, budget) {
             self.collect()?;
             if !self.fits(bytes, more, budget) {
