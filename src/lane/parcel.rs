@@ -179,7 +179,9 @@ impl Packer {
     fn keep(&mut self, block: Arc<Block>) {
         self.bytes += block.len();
         self.used.push_back(block);
-        if self.used.len() > MOST {
+        // Whoever is idle behind a burst holds little of the memory of all.
+        let most = self.node.config().memory_limit / 64;
+        while self.used.len() > MOST || (self.bytes > most && self.used.len() > 1) {
             let first = self.used.pop_front();
             self.bytes -= first.map_or(0, |first| first.len());
         }

@@ -23,6 +23,7 @@ mod superseded;
 mod support;
 mod tasks;
 mod topics;
+mod unreached;
 
 /// What another process of a test does: nothing, unless it was started as one.
 #[test]

@@ -1,0 +1,126 @@
+//! Topics where memory is short, or a subscriber cannot be reached at once.
+
+use std::thread;
+use std::time::Duration;
+
+use shmbus::{Bulk, Config, Delivery, Publishing, ReceiveError, SendError, ShmMessage};
+
+use crate::support::{name, open, together};
+
+#[derive(ShmMessage)]
+#[shm(topic = "pages")]
+struct Page {
+    number: u64,
+    values: Bulk<u8>,
+}
+
+fn page(number: u64, len: usize) -> Page {
+    let values = Bulk::from(vec![number as u8; len]);
+    Page { number, values }
+}
+
+fn small(memory_limit: usize) -> Config {
+    Config {
+        memory_limit,
+        max_message: 256 << 10,
+        ..Config::default()
+    }
+}
+
+#[test]
+fn a_history_of_large_messages_takes_no_more_than_its_part() {
+    let _together = together();
+    let bus = small(16 << 20)
+        .open(&name("long-history"))
+        .expect("it opens");
+    for delivery in [Delivery::Reliable, Delivery::Lossy] {
+        let how = Publishing {
+            delivery,
+            history: 256,
+        };
+        let mut publisher = bus.publisher_as::<Page>(how).expect("it joins");
+        for number in 0..300 {
+            publisher.publish(&page(number, 200_000)).expect("memory");
+        }
+        let mut subscriber = bus.subscriber::<Page>().expect("it joins");
+        let first = subscriber.next().expect("nothing is missed");
+        let first = first.expect("the bus is open").number.to_native();
+        assert!((201..300).contains(&first), "the newest that fit: {first}");
+        for number in first + 1..600 {
+            if number >= 300 {
+                publisher.publish(&page(number, 200_000)).expect("memory");
+            }
+            let page = subscriber.next().expect("nothing is missed");
+            let page = page.expect("the bus is open");
+            assert_eq!(page.number, number);
+            assert!(page.values.iter().all(|&value| value == number as u8));
+        }
+    }
+}
+
+#[test]
+fn who_comes_while_there_is_no_memory_joins_when_there_is() {
+    let _together = together();
+    let name = name("no-memory");
+    let bus = small(4 << 20).open(&name).expect("it opens");
+    let mut publisher = bus.publisher::<Page>().expect("it joins");
+    let mut loans = Vec::new();
+    for len in [250_000, 60_000, 1_000] {
+        loop {
+            match publisher.loan_bytes(len) {
+                Ok(loan) => loans.push(loan),
+                Err(SendError::Memory(_)) => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+    let other = open(&name);
+    let mut subscriber = other.subscriber::<Page>().expect("it joins");
+    assert_eq!(publisher.subscribers(), 0);
+    let incidents = bus.take_incidents();
+    assert_eq!(incidents.len(), 1, "told once: {incidents:?}");
+    drop(loans);
+    // Reliable delivery is to whom it reaches: that is tried again every few milliseconds.
+    while publisher.subscribers() == 0 {
+        thread::sleep(Duration::from_millis(1));
+    }
+    publisher.publish(&page(1, 1_000)).expect("there is room");
+    let page = subscriber.next().expect("nothing is missed");
+    assert_eq!(page.expect("the bus is open").number, 1);
+}
+
+#[test]
+fn what_one_took_with_it_is_told_while_others_publish() {
+    let _together = together();
+    let bus = open(&name("takes-with-it"));
+    let mut subscriber = bus.subscriber::<Page>().expect("it joins");
+    let lossy = Publishing {
+        delivery: Delivery::Lossy,
+        history: 0,
+    };
+    let mut gone = bus.publisher_as::<Page>(lossy).expect("it joins");
+    let mut stays = bus.publisher::<Page>().expect("it joins");
+    const SENT: u64 = 100_000;
+    for number in 0..SENT {
+        gone.publish(&page(number, 0)).expect("it never waits");
+    }
+    drop(gone);
+    let (mut received, mut missed) = (0, 0);
+    // There is always one more message of the other.
+    for number in SENT..3 * SENT {
+        // Where its lane is full there is one more, too.
+        match stays.try_publish(&page(number, 0)) {
+            Ok(()) | Err(SendError::Full) => {}
+            Err(error) => panic!("{error}"),
+        }
+        match subscriber.next() {
+            Ok(page) => received += u64::from(page.expect("the bus is open").number < SENT),
+            Err(ReceiveError::Lagged { missed: more, .. }) => missed += more,
+            Err(error) => panic!("{error}"),
+        }
+        if received + missed == SENT {
+            return;
+        }
+    }
+    panic!("{received} received and {missed} missed of {SENT}");
+}
