@@ -4,7 +4,8 @@ use std::io;
 use std::sync::Arc;
 
 use super::member::Member;
-use super::node::{Asked, Node, Reach};
+use super::node::{Node, Reach};
+use super::offer::Asked;
 use super::wire::{self, Control, Refusal};
 use super::{Answer, LaneId, Link, Waiting, lock, place};
 use crate::error::Fault;

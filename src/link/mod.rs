@@ -31,6 +31,7 @@ mod lanes;
 mod line;
 pub(crate) mod member;
 pub(crate) mod node;
+pub(crate) mod offer;
 mod outgoing;
 pub(crate) mod place;
 mod presence;

@@ -11,10 +11,11 @@ use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::place::{Claim, Owned, Owner, Place};
+use super::offer::Port;
+use super::place::{Owner, Place};
 use super::topics::Topics;
-use super::wire::{Control, End, Schemas, Types};
-use super::{Answer, HANDSHAKE, LaneId, Link, lock};
+use super::wire::Control;
+use super::{HANDSHAKE, Link, lock};
 use crate::Config;
 use crate::error::{ConnectError, Fault, MemoryError, OpenError};
 use crate::memory::arena::{Arena, Limits};
@@ -28,35 +29,6 @@ use crate::sys::user_id;
 use crate::wait::rings::RingSet;
 use crate::wait::tasks::{Drive, Due};
 use crate::wait::{Sleeper, Waiter};
-
-/// Something of this process that peers open lanes to.
-pub(crate) trait Port: Send + Sync {
-    /// Opens a lane for a peer, or says why not.
-    fn accept(
-        &self,
-        node: &Arc<Node>,
-        link: &Arc<Link>,
-        id: LaneId,
-        asked: Asked,
-    ) -> Result<Answer, Fault>;
-
-    /// On a topic: what is published from now on comes on this lane of this link.
-    fn joined(&self, _lane: (u64, u32)) {}
-
-    /// What a peer whose layout is another would have sent.
-    fn differs(&self, pid: u32, schemas: &Schemas) -> String;
-
-    /// No more peers will come: what was sent is still to be received.
-    fn end(&self);
-}
-
-/// What a peer says that opens a lane to a port.
-pub(crate) struct Asked {
-    pub(crate) types: Types,
-    pub(crate) end: End,
-    /// On a topic: the number of the publisher.
-    pub(crate) from: Option<u32>,
-}
 
 /// Something that went wrong with a peer and did not concern anybody else.
 ///
@@ -109,7 +81,7 @@ pub(crate) struct Node {
     /// Links that we made, by the socket we connected to.
     by_socket: Mutex<HashMap<String, Weak<Link>>>,
     pub(super) ports: Mutex<HashMap<String, Arc<dyn Port>>>,
-    listener: Mutex<Option<Arc<Mine<Listener>>>>,
+    pub(super) listener: Mutex<Option<Arc<Mine<Listener>>>>,
     sleepers: Mutex<Vec<Weak<Sleeper>>>,
     incidents: Mutex<Vec<Incident>>,
     pub(super) topics: Topics,
@@ -117,7 +89,7 @@ pub(crate) struct Node {
 }
 
 const EVENT: u64 = 0;
-const LISTENER: u64 = 1;
+pub(super) const LISTENER: u64 = 1;
 const RINGS: u64 = 2;
 pub(super) const MEMBERS: u64 = 3;
 const FIRST_LINK: u64 = 4;
@@ -437,84 +409,6 @@ impl Node {
         ports.iter().for_each(|port| port.end());
     }
 
-    /// Offers a port under a name, which is the caller's until the returned guard is dropped.
-    pub(crate) fn offer(
-        self: &Arc<Self>,
-        name: &str,
-        port: Arc<dyn Port>,
-    ) -> Result<Offer, ConnectError> {
-        super::place::check_name(name)?;
-        let taken = |pid| ConnectError::Taken {
-            bus: self.name().to_owned(),
-            service: name.to_owned(),
-            pid,
-        };
-        if lock(&self.ports).contains_key(name) {
-            return Err(taken(std::process::id()));
-        }
-        let owned = match &self.reach {
-            Reach::Inherited => None,
-            Reach::Name { place, socket, .. } => {
-                place.sweep();
-                // The socket stands before its name does, so that whoever finds the one reaches
-                // the other.
-                self.listen(place, socket)?;
-                match place.claim(name, socket, self.origin)? {
-                    Claim::Ours(owned) => Some(owned),
-                    Claim::Taken(owner) => return Err(taken(owner.pid)),
-                }
-            }
-        };
-        lock(&self.ports).insert(name.to_owned(), port);
-        for link in self.all_links() {
-            let _ = link.say(&Control::Serving {
-                name: name.to_owned(),
-            });
-        }
-        Ok(Offer::new(self, name.to_owned(), owned))
-    }
-
-    pub(super) fn listen(&self, place: &Place, socket: &str) -> Result<(), OpenError> {
-        let mut listener = lock(&self.listener);
-        if listener.is_none() {
-            let new = Arc::new(Mine::new(place.listen(socket)?));
-            self.epoll
-                .add(new.as_fd(), LISTENER)
-                .map_err(OpenError::system("watch a socket"))?;
-            *listener = Some(new);
-        }
-        Ok(())
-    }
-
-    pub(crate) fn accept(
-        self: &Arc<Self>,
-        link: &Arc<Link>,
-        id: LaneId,
-        name: &str,
-        asked: Asked,
-    ) -> Result<Answer, Fault> {
-        let port = lock(&self.ports).get(name).cloned();
-        match port {
-            Some(port) => port.accept(self, link, id, asked),
-            None => Ok(Err(super::wire::Refusal::NoServer)),
-        }
-    }
-
-    pub(super) fn joined(&self, name: &str, lane: (u64, u32)) {
-        let port = lock(&self.ports).get(name).cloned();
-        if let Some(port) = port {
-            port.joined(lane);
-        }
-    }
-
-    pub(crate) fn differs(&self, pid: u32, name: &str, schemas: &Schemas) {
-        let port = lock(&self.ports).get(name).cloned();
-        if let Some(port) = port {
-            let what = port.differs(pid, schemas);
-            self.report(pid, what);
-        }
-    }
-
     /// The quiet thread.
     fn run(self: Arc<Self>) {
         let mut ready = Vec::new();
@@ -598,37 +492,5 @@ impl Drive for Node {
             }
         }
         true
-    }
-}
-
-/// A port that is offered until this is dropped.
-pub(crate) struct Offer {
-    node: Arc<Node>,
-    name: String,
-    _owned: Option<Owned>,
-}
-
-impl Offer {
-    pub(super) fn new(node: &Arc<Node>, name: String, owned: Option<Owned>) -> Offer {
-        Offer {
-            node: node.clone(),
-            name,
-            _owned: owned,
-        }
-    }
-
-    /// Its name is ours in the directory, too.
-    pub(super) fn own(&mut self, owned: Owned) {
-        self._owned = Some(owned);
-    }
-}
-
-impl Drop for Offer {
-    fn drop(&mut self) {
-        if self.node.origin.is_forked() {
-            return;
-        }
-        lock(&self.node.ports).remove(&self.name);
-        self.node.left(&self.name);
     }
 }

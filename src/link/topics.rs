@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use super::incoming::Read;
 use super::member::{Member, Part};
-use super::node::{MEMBERS, Node, Offer, Port, Reach};
+use super::node::{MEMBERS, Node, Reach};
+use super::offer::{Offer, Port};
 use super::wire::Control;
 use super::{Link, lock};
 use crate::error::OpenError;

@@ -16,7 +16,7 @@ use super::port::HubPort;
 use crate::bus::Shared as BusShared;
 use crate::error::{ConnectError, Fault, ReceiveError, SendError};
 use crate::lane::{Bulk, Bytes, Held, Message, Outbox, Role, To, View};
-use crate::link::node::Offer;
+use crate::link::offer::Offer;
 use crate::message::ShmMessage;
 use crate::wait::{Wait, Waiter};
 

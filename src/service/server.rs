@@ -19,7 +19,7 @@ use super::trace::Answering;
 use crate::bus::Shared as BusShared;
 use crate::error::{ConnectError, Fault, ReceiveError, SendError};
 use crate::lane::{Held, Inbox, Message, Outbox, Received, Role, To, View};
-use crate::link::node::Offer;
+use crate::link::offer::Offer;
 use crate::memory::layout::{Envelope, MOST_OPEN};
 use crate::message::{ShmMessage, ShmRequest};
 use crate::sys::clock;

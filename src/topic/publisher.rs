@@ -15,7 +15,7 @@ use crate::bus::Shared as BusShared;
 use crate::error::{ConnectError, MemoryError, SendError};
 use crate::lane::{Bulk, Bytes, MOST_INLINE, Packer, Parcel};
 use crate::link::member::Part;
-use crate::link::node::Offer;
+use crate::link::offer::Offer;
 use crate::link::topics::Follow;
 use crate::message::ShmTopic;
 use crate::service::contract::Contract;

@@ -17,7 +17,7 @@ use crate::error::{ConnectError, Fault, ReceiveError};
 use crate::lane::{Held, Kept, Message, Received, Role, View};
 use crate::link::lock;
 use crate::link::member::Part;
-use crate::link::node::{Offer, Port};
+use crate::link::offer::{Offer, Port};
 use crate::message::ShmTopic;
 use crate::service::OfBus;
 use crate::service::client::give_back;

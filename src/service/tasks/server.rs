@@ -31,7 +31,7 @@ use crate::bus::Shared as BusShared;
 use crate::error::{ConnectError, Fault, ReceiveError};
 use crate::lane::{Kept, Message};
 use crate::link::lock;
-use crate::link::node::Offer;
+use crate::link::offer::Offer;
 use crate::memory::layout::Envelope;
 use crate::message::ShmRequest;
 use crate::service::client::give_back;

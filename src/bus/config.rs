@@ -1,0 +1,125 @@
+//! What a bus may use, and how it begins: by name, with a child, or from a parent.
+//!
+//! Unsafe code is needed to take over a descriptor that a parent left to this process, and to
+//! leave one to a child.
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::Bus;
+use crate::error::OpenError;
+use crate::link::node::Reach;
+use crate::link::place::{self, Place};
+use crate::sys::socket::Socket;
+use crate::wait::Wait;
+
+/// Names the descriptor that a child inherits.
+const PARENT: &str = "SHMBUS_PARENT_FD";
+/// What a bus may use, and how its ports wait.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let config = shmbus::Config { max_message: 64 << 20, ..Default::default() };
+/// let bus = config.open("doc-config")?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// The most bytes of one archived message; at most 1 GiB, which is the format's own limit.
+    pub max_message: usize,
+    /// The most bytes of shared memory that this bus takes from the system for what it sends.
+    ///
+    /// One sender, or client, has at most an eighth of it out in large messages: it then waits
+    /// until their receiver drops the views that it holds.
+    pub memory_limit: usize,
+    /// How ports of this bus wait, unless told otherwise.
+    pub wait: Wait,
+    /// Whether all that this bus sends says when it was published: see
+    /// [`View::published`](crate::View::published). Costs a look at the clock a message, some 20
+    /// nanoseconds.
+    pub timestamps: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            max_message: 1 << 20,
+            memory_limit: 256 << 20,
+            wait: Wait::Adaptive,
+            timestamps: false,
+        }
+    }
+}
+
+impl Config {
+    /// Opens a bus with this configuration; see [`Bus::open`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Bus::open`].
+    pub fn open(self, name: &str) -> Result<Bus, OpenError> {
+        let reach = Reach::Name {
+            name: name.to_owned(),
+            place: Place::open(name)?,
+            socket: place::socket_name(),
+        };
+        Bus::start(reach, self)
+    }
+
+    /// Starts a child with this configuration; see [`Bus::spawn`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Bus::spawn`].
+    pub fn spawn(self, mut command: Command) -> Result<(Bus, Child), OpenError> {
+        let (ours, theirs) = Socket::pair().map_err(OpenError::system("make a socket pair"))?;
+        let fd = theirs.as_fd().as_raw_fd();
+        command.env(PARENT, fd.to_string());
+        let inherit = move || {
+            // SAFETY: `theirs` is open in the parent until the child runs, and so in the child.
+            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+            crate::sys::socket::keep_over_exec(fd)
+        };
+        // SAFETY: the closure makes one system call and allocates nothing.
+        unsafe { command.pre_exec(inherit) };
+        let program = command.get_program().to_owned();
+        let action = format!("start {}", program.to_string_lossy());
+        let child = command.spawn().map_err(OpenError::system(action))?;
+        drop(theirs);
+        let bus = Bus::start(Reach::Inherited, self)?;
+        bus.shared.node.adopt_child(ours, child.id())?;
+        Ok((bus, child))
+    }
+
+    /// Takes the link to the parent with this configuration; see [`Bus::from_parent`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Bus::from_parent`].
+    pub fn from_parent(self) -> Result<Bus, OpenError> {
+        static TAKEN: AtomicBool = AtomicBool::new(false);
+        let fd = std::env::var(PARENT)
+            .ok()
+            .and_then(|v| v.parse::<RawFd>().ok());
+        let fd = fd.filter(|fd| *fd > 2).ok_or(OpenError::NoParent)?;
+        if TAKEN.swap(true, Ordering::Relaxed) || !crate::sys::socket::is_open(fd) {
+            return Err(OpenError::NoParent);
+        }
+        // SAFETY: it is open, our parent says that it is ours, and `TAKEN` has us take it once.
+        let socket = Socket::from(unsafe { OwnedFd::from_raw_fd(fd) });
+        if !socket.is_seqpacket() {
+            // Some other descriptor, in a process that merely inherited the variable.
+            std::mem::forget(socket);
+            return Err(OpenError::NoParent);
+        }
+        socket
+            .set_close_on_exec(true)
+            .map_err(OpenError::system("mark the parent's link"))?;
+        let bus = Bus::start(Reach::Inherited, self)?;
+        bus.shared.node.adopt(socket)?;
+        Ok(bus)
+    }
+}
