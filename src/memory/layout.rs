@@ -6,6 +6,8 @@
 //! | [`SenderBlock`] | the sender of a lane | the sender | the receiver |
 //! | [`TopicBlock`] | a publisher, for one subscriber | the publisher | the subscriber |
 //! | [`ReceiverBlock`] | the receiver of a lane | the receiver | the sender |
+//! | [`BoardBlock`], [`Entry`] | a publisher of newest values | the publisher | all who read them |
+//! | [`HoldBlock`] | one who reads newest values | the reader | the publisher |
 //! | [`Bell`] | whoever sleeps on it | threads of that process | its peers, which may wake it |
 //! | [`Doorbell`] | a process with many lanes to one port | threads of that process | the port |
 //!
@@ -85,6 +87,54 @@ pub(crate) struct ReceiverBlock {
     pub(crate) handed_back: [AtomicU64; MOST_CELLS / 64],
 }
 
+/// The newest values of a publisher: where their entries lie. Row `n` has `64 << n` entries, behind those of the
+/// rows before it.
+#[repr(C, align(64))]
+pub(crate) struct BoardBlock {
+    /// How many entries there are. Those behind them were never used.
+    pub(crate) count: AtomicU64,
+    /// How often an entry was given to a key.
+    pub(crate) bindings: AtomicU64,
+    _alone: [AtomicU64; 6],
+    /// The location of each row; zero where there is none yet.
+    pub(crate) rows: [AtomicU64; BOARD_ROWS],
+}
+
+/// How many rows a board can have: four million entries.
+pub(crate) const BOARD_ROWS: usize = 16;
+
+/// The entries of a board's first row; each further row has twice as many as the one before.
+pub(crate) const FIRST_ROW: usize = 64;
+
+/// The newest value of one key.
+#[repr(C, align(16))]
+pub(crate) struct Entry {
+    /// Where the value lies; zero where there is none.
+    pub(crate) location: AtomicU64,
+    /// The number of its last change, of all changes of the board. Written behind the location.
+    pub(crate) version: AtomicU64,
+}
+
+/// What one who reads newest values looks at, so that it is not written meanwhile.
+#[repr(C, align(64))]
+pub(crate) struct HoldBlock {
+    pub(crate) hold: AtomicU64,
+    _alone: [AtomicU64; 7],
+}
+
+/// What stands before the value of an entry, in its block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct ValueHeader {
+    /// The number of the change that it was.
+    pub(crate) version: u64,
+    /// How many bytes of message follow, on their own alignment.
+    pub(crate) len: u64,
+    /// When it was published, in nanoseconds of the monotonic clock.
+    pub(crate) published: u64,
+}
+const_assert_eq!(size_of::<ValueHeader>(), 24);
+
 /// Where a thread sleeps: odd while it does.
 #[repr(C, align(64))]
 pub(crate) struct Bell {
@@ -153,6 +203,17 @@ mod heap {
     }
 
     #[cfg(loom)]
+    impl Entry {
+        /// As zeroed memory.
+        pub(crate) fn new() -> Entry {
+            Entry {
+                location: AtomicU64::new(0),
+                version: AtomicU64::new(0),
+            }
+        }
+    }
+
+    #[cfg(loom)]
     impl Doorbell {
         /// As zeroed memory.
         pub(crate) fn new() -> Doorbell {
@@ -173,6 +234,15 @@ mod sizes {
     const_assert_eq!(std::mem::offset_of!(SenderBlock, cancelled), 8);
     const_assert_eq!(size_of::<TopicBlock>(), 64);
     const_assert_eq!(std::mem::offset_of!(TopicBlock, offered), 0);
+    const_assert_eq!(size_of::<BoardBlock>(), 192);
+    const_assert_eq!(std::mem::offset_of!(BoardBlock, count), 0);
+    const_assert_eq!(std::mem::offset_of!(BoardBlock, bindings), 8);
+    const_assert_eq!(std::mem::offset_of!(BoardBlock, rows), 64);
+    const_assert_eq!(size_of::<Entry>(), 16);
+    const_assert_eq!(std::mem::offset_of!(Entry, location), 0);
+    const_assert_eq!(std::mem::offset_of!(Entry, version), 8);
+    const_assert_eq!(size_of::<HoldBlock>(), 64);
+    const_assert_eq!(std::mem::offset_of!(HoldBlock, hold), 0);
     const_assert_eq!(size_of::<Bell>(), 64);
     const_assert_eq!(size_of::<ReceiverBlock>(), 64 + 128);
     const_assert_eq!(std::mem::offset_of!(ReceiverBlock, attend), 0);

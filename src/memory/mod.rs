@@ -4,10 +4,12 @@
 //! - [`arena`]: all segments of this process, and who of ours uses which part of them.
 //! - [`loan`]: a block that is filled before its message exists.
 //! - [`shared`]: a typed place in a segment, that keeps the segment mapped.
+//! - [`board`]: newest values, read where they lie while others replace them.
 //! - [`layout`]: every structure that two processes read.
 //! - [`ring`]: the one-way stream of records between two of them.
 
 pub(crate) mod arena;
+pub(crate) mod board;
 pub(crate) mod layout;
 pub(crate) mod loan;
 pub(crate) mod ring;

@@ -15,7 +15,9 @@ use std::sync::Arc;
 
 use super::arena::Block;
 #[cfg(not(loom))]
-use super::layout::{Bell, Cell, Doorbell, ReceiverBlock, SenderBlock, TopicBlock};
+use super::layout::{
+    Bell, BoardBlock, Cell, Doorbell, Entry, HoldBlock, ReceiverBlock, SenderBlock, TopicBlock,
+};
 use super::segment::PeerSegment;
 
 /// What keeps the memory mapped.
@@ -95,6 +97,12 @@ const _: () = {
     unsafe impl Place for TopicBlock {}
     // SAFETY: as above.
     unsafe impl Place for ReceiverBlock {}
+    // SAFETY: as above.
+    unsafe impl Place for BoardBlock {}
+    // SAFETY: as above.
+    unsafe impl Place for Entry {}
+    // SAFETY: as above.
+    unsafe impl Place for HoldBlock {}
     // SAFETY: as above.
     unsafe impl Place for Bell {}
     // SAFETY: as above.
