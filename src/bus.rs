@@ -10,11 +10,11 @@ pub use self::config::Config;
 use crate::driver::Driver;
 use crate::error::{ConnectError, OpenError};
 use crate::link::node::{Incident, Node, Reach};
-use crate::message::{ShmMessage, ShmRequest, ShmTopic};
+use crate::message::{ShmLatest, ShmMessage, ShmRequest, ShmTopic};
 use crate::service::{
     AsyncCall, AsyncClient, AsyncServer, Client, Receiver, Sender, Server, Services, Serving,
 };
-use crate::topic::{AsyncSubscriber, Publisher, Publishing, Subscriber};
+use crate::topic::{AsyncSubscriber, Latest, LatestPublisher, Publisher, Publishing, Subscriber};
 
 /// When a time is over; one that the clock cannot show is as good as a century.
 fn after(timeout: Duration) -> Instant {
@@ -484,6 +484,24 @@ impl Bus {
     /// As [`publisher`](Self::publisher).
     pub fn async_subscriber<T: ShmTopic>(&self) -> Result<AsyncSubscriber<T>, ConnectError> {
         AsyncSubscriber::open(&self.shared)
+    }
+
+    /// Publishes newest values: each takes the place of the one before it, of the same key.
+    ///
+    /// # Errors
+    ///
+    /// As [`publisher`](Self::publisher).
+    pub fn latest_publisher<T: ShmLatest>(&self) -> Result<LatestPublisher<T>, ConnectError> {
+        LatestPublisher::open(&self.shared)
+    }
+
+    /// Reads the newest values of all publishers, also of those that come later.
+    ///
+    /// # Errors
+    ///
+    /// As [`subscriber`](Self::subscriber).
+    pub fn latest<T: ShmLatest>(&self) -> Result<Latest<T>, ConnectError> {
+        Latest::open(&self.shared)
     }
 
     /// Has every server and receiver of this bus end, once it has taken what came before.

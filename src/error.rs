@@ -339,6 +339,12 @@ pub enum SendError {
     /// There is no memory for it, and there will be none by waiting.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// A publisher of newest values has one for so many keys already.
+    #[error("a publisher has newest values for {most} keys at most; remove some")]
+    Keys {
+        /// The most that is possible.
+        most: usize,
+    },
     /// The handle was made before this process was forked off.
     #[error("this process was forked from the one that opened the bus: open a bus of its own")]
     Forked,

@@ -105,7 +105,9 @@ pub use link::node::Incident;
 #[doc(hidden)]
 pub use message::private as __private;
 #[cfg(not(loom))]
-pub use message::{CodecError, Nothing, ShmMessage, ShmRequest, ShmTopic, schema_of};
+pub use message::{
+    CodecError, LatestKey, Nothing, ShmLatest, ShmMessage, ShmRequest, ShmTopic, schema_of,
+};
 pub use rkyv;
 #[cfg(not(loom))]
 pub use service::{
@@ -120,7 +122,8 @@ pub use shmbus_derive::ShmMessage;
 pub use shmbus_schema as schema;
 #[cfg(not(loom))]
 pub use topic::{
-    AsyncSubscriber, Delivery, NextMessage, Publisher, Publishes, Publishing, Subscriber,
+    AsyncSubscriber, Change, Changed, Current, Delivery, Latest, LatestPublisher, NextMessage,
+    Publisher, Publishes, Publishing, Subscriber,
 };
 pub use wait::Wait;
 

@@ -117,12 +117,12 @@ impl Input {
             .flat_map(|f| &f.list)
     }
 
-    /// The field by which a newer request supersedes an older one, if the attribute names one.
-    pub fn key(&self) -> Option<&Field> {
+    /// The field of a struct that an attribute names.
+    pub fn named(&self, name: Option<&LitStr>) -> Option<&Field> {
         let Body::Struct(fields) = &self.data else {
             return None;
         };
-        let name = self.shm.supersedes.as_ref()?.value();
+        let name = name?.value();
         let is_meant = |field: &&Field| match &field.member {
             Member::Named(ident) => ident == &name,
             Member::Unnamed(index) => index.index.to_string() == name,

@@ -18,18 +18,21 @@ pub struct Shm {
     pub supersedes: Option<LitStr>,
     /// The topic on which the type is published.
     pub topic: Option<LitStr>,
+    /// The name under which newest values of the type are published, and the field by which they are told apart.
+    pub latest: Option<LitStr>,
+    pub key: Option<LitStr>,
 }
 
 impl Shm {
     pub fn parse(attrs: &[Attribute]) -> Result<Self> {
         let mut shm = Self::default();
         for attr in attrs.iter().filter(|attr| attr.path().is_ident("shm")) {
-            attr.parse_nested_meta(|meta| shm.key(&meta))?;
+            attr.parse_nested_meta(|meta| shm.read(&meta))?;
         }
         Ok(shm)
     }
 
-    fn key(&mut self, meta: &ParseNestedMeta) -> Result<()> {
+    fn read(&mut self, meta: &ParseNestedMeta) -> Result<()> {
         if meta.path.is_ident("crate") {
             set(&mut self.krate, meta, Path::parse_mod_style)
         } else if meta.path.is_ident("name") {
@@ -46,10 +49,14 @@ impl Shm {
             set(&mut self.supersedes, meta, |input| input.parse())
         } else if meta.path.is_ident("topic") {
             set(&mut self.topic, meta, |input| input.parse())
+        } else if meta.path.is_ident("latest") {
+            set(&mut self.latest, meta, |input| input.parse())
+        } else if meta.path.is_ident("key") {
+            set(&mut self.key, meta, |input| input.parse())
         } else {
             Err(meta.error(
                 "unknown key; those known are `service`, `reply`, `stream`, `error`, `supersedes`, \
-                 `topic`, `name` and `crate`",
+                 `topic`, `latest`, `key`, `name` and `crate`",
             ))
         }
     }

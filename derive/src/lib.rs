@@ -74,6 +74,8 @@ use syn::{DeriveInput, parse_macro_input};
 ///   of the same client and the same value of that field are cancelled when a new one is made.
 /// - `topic = "name"`: the type is published and subscribed to, see `ShmTopic`. The name is as that of a
 ///   service.
+/// - `latest = "name"`: only the newest value counts, see `ShmLatest`; with `key = "field"`, the newest of each
+///   value of that field, which is text or a number. The name is as that of a service.
 /// - `name = "Name"`: how the schema calls the type; by default, as Rust does. Both sides must agree.
 /// - `crate = path`: where shmbus is. It is found without, also when it was renamed in `Cargo.toml`;
 ///   needed when it is only reached through another crate.

@@ -12,6 +12,7 @@ pub fn check(input: &Input) -> Result<()> {
     if let Some(topic) = &input.shm.topic {
         check_port(topic, "a topic")?;
     }
+    check_latest(input)?;
     check_name(input)?;
     check_generics(input)?;
     check_variants(input)?;
@@ -41,7 +42,7 @@ fn check_request(input: &Input) -> Result<()> {
         } else {
             "there is no such field: what a request supersedes is said by a field of a struct"
         };
-        if input.shm.service.is_none() || input.key().is_none() {
+        if input.shm.service.is_none() || input.named(Some(field)).is_none() {
             return Err(Error::new(field.span(), wrong));
         }
     }
@@ -57,6 +58,26 @@ fn check_request(input: &Input) -> Result<()> {
         )),
         (Some(service), Some(_)) => check_port(service, "a service"),
     }
+}
+
+fn check_latest(input: &Input) -> Result<()> {
+    if let Some(latest) = &input.shm.latest {
+        check_port(latest, "newest values")?;
+    }
+    let Some(key) = &input.shm.key else {
+        return Ok(());
+    };
+    let wrong = match input.named(Some(key)) {
+        _ if input.shm.latest.is_none() => {
+            "newest values are told apart by a key: add `latest = \"name\"`"
+        }
+        None => "there is no such field: newest values are told apart by a field of a struct",
+        Some(field) if field.rkyv.with.is_some() => {
+            "a key is archived as itself: it cannot have `#[rkyv(with = …)]`"
+        }
+        Some(_) => return Ok(()),
+    };
+    Err(Error::new(key.span(), wrong))
 }
 
 /// Checks the name of what is offered on a bus: files are named after it.

@@ -6,6 +6,7 @@
 use std::ptr::NonNull;
 use std::sync::{Arc, Weak};
 
+use super::reading::{Newest, Reading};
 use crate::error::Fault;
 use crate::link::{Line, Link};
 use crate::memory::layout::{
@@ -81,6 +82,8 @@ pub(crate) struct Inbox {
     /// missed.
     topic: Option<Shared<TopicBlock>>,
     missed: u64,
+    /// On a lane of newest values: where they are, until somebody reads them.
+    newest: Option<Newest>,
 }
 
 impl Inbox {
@@ -91,6 +94,7 @@ impl Inbox {
         topic: Option<Shared<TopicBlock>>,
         back: HandBack,
         (link, line): (Arc<Link>, Arc<Line>),
+        newest: Option<Newest>,
     ) -> Inbox {
         let starts = Starts::new(align, timed);
         let ring = Consumer::new(cells, starts, Arc::new(back));
@@ -106,6 +110,7 @@ impl Inbox {
             envelope: Envelope::default(),
             topic,
             missed: 0,
+            newest,
         };
         inbox.arm();
         inbox
@@ -299,6 +304,23 @@ impl Inbox {
         });
         let told = self.ring.messages().saturating_add(self.missed);
         offered.saturating_sub(told)
+    }
+
+    /// The newest values of its sender, whose messages have this alignment; once, and to be asked for only when the
+    /// first message has come, since the sender does not know before that somebody reads.
+    pub(crate) fn take_reading(&mut self, align: usize) -> Option<Reading> {
+        let (link, back) = (self.link.clone(), self.back().clone());
+        let newest = self.newest.take()?;
+        Some(Reading::new(newest, align, link, back))
+    }
+
+    /// The number that a message of such a lane is; `None` where it is none.
+    pub(crate) fn number(&self, message: Received) -> Option<u64> {
+        let is_number = message.role == Role::Message && message.bytes.len() == size_of::<u64>();
+        let at = message.bytes.cast::<u64>();
+        // SAFETY: the message has so many bytes, on the alignment of the lane's messages, which is that of a word;
+        // read once.
+        is_number.then(|| unsafe { at.read_volatile() })
     }
 
     /// What the request that was just found says of itself, if anything.

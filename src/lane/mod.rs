@@ -5,22 +5,27 @@
 //! - [`View`], [`Kept`]: a message borrowed where its sender wrote it.
 //! - [`Bytes`], [`Bulk`]: payloads that were filled in place.
 //! - [`Parcel`]: a message that is archived once, for several lanes.
+//! - [`Board`], [`Reading`]: newest values, which are read where they lie, and the lane says what changed.
 //!
 //! Why no ring is lost between the two ends, and no wake: see `wait::attend` and `wait`.
 
+mod board;
 mod bulk;
 mod inbox;
 mod open;
 mod outbox;
 mod parcel;
+mod reading;
 mod stage;
 mod view;
 
+pub(crate) use board::{Board, Packed as PackedValue, Reader};
 pub use bulk::{Bulk, Bytes};
 pub(crate) use inbox::{Inbox, Message, Received, Role};
 pub(crate) use open::{Near, Offered, complete, lay_door, offer_end};
 pub(crate) use outbox::{Outbox, To};
 pub(crate) use parcel::{Packer, Parcel};
+pub(crate) use reading::{Found, Reading, version_at};
 pub(crate) use view::{Held, is_large};
 pub use view::{Kept, View};
 
@@ -33,6 +38,8 @@ pub(crate) enum Form {
     OneWay,
     /// From a publisher to one of its subscribers.
     Topic,
+    /// From a publisher of newest values to one who reads them: says which have changed.
+    Latest,
 }
 
 /// The cells that each lane of a call starts with: 4 KiB, which stay in the nearest cache.

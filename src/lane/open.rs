@@ -6,13 +6,15 @@
 use std::sync::Arc;
 
 use super::outbox::OutboxParts;
-use super::{CALL_CELLS, Form, Inbox, Outbox, STREAM_CELLS};
+use super::reading::Newest;
+use super::{Board, CALL_CELLS, Form, Inbox, Outbox, Reader, STREAM_CELLS};
 use crate::error::{Fault, MemoryError};
 use crate::link::node::Node;
 use crate::link::wire::{End, SendingEnd};
 use crate::link::{DoorBit, Estate, LaneId, Line, Link};
 use crate::memory::layout::{
-    Bell, CELL, Cell, Doorbell, ReceiverBlock, SegmentRef, SenderBlock, TopicBlock,
+    Bell, BoardBlock, CELL, Cell, Doorbell, HoldBlock, ReceiverBlock, SegmentRef, SenderBlock,
+    TopicBlock,
 };
 use crate::memory::ring::HandBack;
 use crate::memory::shared::{Place, Shared};
@@ -24,7 +26,15 @@ fn sending_size(form: Form) -> (usize, usize) {
     match form {
         Form::Call => (size_of::<SenderBlock>(), CALL_CELLS),
         Form::OneWay => (size_of::<SenderBlock>(), STREAM_CELLS),
-        Form::Topic => (size_of::<(SenderBlock, TopicBlock)>(), STREAM_CELLS),
+        Form::Topic | Form::Latest => (size_of::<(SenderBlock, TopicBlock)>(), STREAM_CELLS),
+    }
+}
+
+/// How many bytes of words a receiving end has.
+fn receiving_size(form: Form) -> usize {
+    match form {
+        Form::Latest => size_of::<(ReceiverBlock, HoldBlock)>(),
+        Form::Call | Form::OneWay | Form::Topic => size_of::<ReceiverBlock>(),
     }
 }
 
@@ -40,6 +50,9 @@ pub(crate) struct Near {
     form: Form,
     sends: Option<Sending>,
     receives: Option<Shared<ReceiverBlock>>,
+    /// Of a lane of newest values: what is held on the receiving end; and on the sending end, who reads which.
+    hold: Option<Shared<HoldBlock>>,
+    board: Option<(Arc<Board>, Arc<Reader>)>,
     door: Option<DoorBit>,
     sleeper: Arc<Sleeper>,
 }
@@ -53,16 +66,18 @@ pub(crate) struct Offered {
 }
 
 /// Makes our side of a lane pair: a sending end, a receiving end, or both. With a `door`, this
-/// side's messages are announced at the doorbell of the peer's port of that name.
+/// side's messages are announced at the doorbell of the peer's port of that name. With a `board`, they say
+/// what has changed there.
 pub(crate) fn offer_end(
     node: &Node,
     link: &Arc<Link>,
     sleeper: &Arc<Sleeper>,
     (form, sends, receives): (Form, bool, bool),
     door: Option<&str>,
+    board: Option<&Arc<Board>>,
 ) -> Result<Offered, MemoryError> {
     let bell = sleeper.place();
-    let mut estate = vec![sleeper.block().clone()];
+    let mut blocks = vec![sleeper.block().clone()];
     let mut end = End {
         sends: None,
         receives: None,
@@ -74,6 +89,8 @@ pub(crate) fn offer_end(
         form,
         sends: None,
         receives: None,
+        hold: None,
+        board: board.map(|board| (board.clone(), Arc::new(Reader::new(link)))),
         door: None,
         sleeper: sleeper.clone(),
     };
@@ -85,11 +102,12 @@ pub(crate) fn offer_end(
         end.sends = Some(SendingEnd {
             cells: at.into(),
             timed: node.config().timestamps,
+            board: board.map(|board| board.place().into()),
         });
-        estate.push(block.clone());
+        blocks.push(block.clone());
         let row = Shared::own_slice(block.clone(), words, cells);
-        let topic =
-            (form == Form::Topic).then(|| Shared::own_at(block.clone(), size_of::<SenderBlock>()));
+        let topic = matches!(form, Form::Topic | Form::Latest)
+            .then(|| Shared::own_at(block.clone(), size_of::<SenderBlock>()));
         near.sends = Some(Sending {
             block: Shared::own(block),
             topic,
@@ -97,10 +115,13 @@ pub(crate) fn offer_end(
         });
     }
     if receives {
-        let block = Arc::new(node.arena().allocate(size_of::<ReceiverBlock>() as u64)?);
-        let at = block.reference(0, size_of::<ReceiverBlock>());
+        let size = receiving_size(form);
+        let block = Arc::new(node.arena().allocate(size as u64)?);
+        let at = block.reference(0, size);
         end.receives = Some(at.into());
-        estate.push(block.clone());
+        blocks.push(block.clone());
+        near.hold = (form == Form::Latest)
+            .then(|| Shared::own_at(block.clone(), size_of::<ReceiverBlock>()));
         near.receives = Some(Shared::own(block));
     }
     if let Some(name) = door {
@@ -114,12 +135,21 @@ pub(crate) fn offer_end(
         }
         near.door = Some(door);
     }
-    for block in &estate {
+    blocks.extend(board.map(|board| board.block().clone()));
+    for block in &blocks {
         // A link that cannot be told anything is given up; whoever waits on it learns that.
         let _ = link.announce(block.segment());
     }
     if end.tasks {
         let _ = link.announce_bell(node, sleeper);
+    }
+    let mut estate = Estate::new();
+    for block in blocks {
+        estate.push(block);
+    }
+    if let Some((board, reader)) = &near.board {
+        estate.push(board.clone());
+        estate.push(reader.clone());
     }
     Ok(Offered { near, estate, end })
 }
@@ -157,6 +187,14 @@ pub(crate) fn complete(
     let inbox = match (near.receives, their.sends) {
         (Some(block), Some(sending)) => {
             let theirs = lay_their_sending(link, sending.cells.into(), near.form)?;
+            let newest = match (near.hold, sending.board) {
+                (Some(hold), Some(board)) => Some(Newest {
+                    hold,
+                    head: lay::<BoardBlock>(link, board.into())?,
+                }),
+                (None, None) => None,
+                _ => return Err(unpaired),
+            };
             requests = Some(theirs.block.clone());
             let end = Box::new(ReceivingEnd(link.clone(), id));
             let back = HandBack::new(block, theirs.block, ringer()?, node.origin(), end);
@@ -166,12 +204,17 @@ pub(crate) fn complete(
                 theirs.topic,
                 back,
                 (link.clone(), line.clone()),
+                newest,
             ))
         }
         _ => None,
     };
     let outbox = match (near.sends, their.receives) {
         (Some(sends), Some(receives)) => {
+            let (receiver, hold) = lay_their_receiving(link, receives.into(), near.form)?;
+            if let (Some((board, reader)), Some(hold)) = (near.board, hold) {
+                board.join(&reader, hold);
+            }
             let parts = OutboxParts {
                 node: node.clone(),
                 link: link.clone(),
@@ -180,7 +223,7 @@ pub(crate) fn complete(
                 block: sends.block,
                 topic: sends.topic,
                 cells: sends.cells,
-                receiver: lay(link, receives.into())?,
+                receiver,
                 ringer: ringer()?,
                 door: near.door,
                 sleeper: near.sleeper,
@@ -235,7 +278,7 @@ fn lay_their_sending(link: &Link, at: SegmentRef, form: Form) -> Result<Sending,
     let block = lay(link, part(0, size_of::<SenderBlock>()))?;
     let topic = part(size_of::<SenderBlock>(), size_of::<TopicBlock>());
     let topic = match form {
-        Form::Topic => Some(lay(link, topic)?),
+        Form::Topic | Form::Latest => Some(lay(link, topic)?),
         Form::Call | Form::OneWay => None,
     };
     let (segment, place) = link.resolve(part(words, count * CELL), CELL as u64)?;
@@ -246,4 +289,23 @@ fn lay_their_sending(link: &Link, at: SegmentRef, form: Form) -> Result<Sending,
         topic,
         cells,
     })
+}
+
+type Receiving = (Shared<ReceiverBlock>, Option<Shared<HoldBlock>>);
+
+fn lay_their_receiving(link: &Link, at: SegmentRef, form: Form) -> Result<Receiving, Fault> {
+    if at.len != receiving_size(form) as u64 {
+        return Err(Fault::Control {
+            what: "a receiving end of another size",
+        });
+    }
+    let part = |offset: usize, len: usize| SegmentRef {
+        offset: at.offset.saturating_add(offset as u64),
+        len: len as u64,
+        ..at
+    };
+    let block = lay(link, part(0, size_of::<ReceiverBlock>()))?;
+    let hold = part(size_of::<ReceiverBlock>(), size_of::<HoldBlock>());
+    let hold = (form == Form::Latest).then(|| lay(link, hold));
+    Ok((block, hold.transpose()?))
 }

@@ -47,6 +47,11 @@ impl Stage {
         encode(value, unsafe { writer.with_loans(loans) })
     }
 
+    /// Writes a word at `start`, in place of a message.
+    pub(super) fn put_word(&mut self, word: u64, start: usize) {
+        self.0[start / 8] = word;
+    }
+
     /// Writes a time behind the place of the header.
     #[inline(always)]
     pub(super) fn set_time(&mut self, time: u64) {

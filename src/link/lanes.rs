@@ -12,18 +12,19 @@
 //! peer that lives on: the promise is then given by the end of its half of the socket, which comes
 //! when it looks at nothing any more, or is dead.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::line::{LaneId, Line};
-use crate::memory::arena::Block;
 use crate::memory::ring::Producer;
 
 /// How many lanes one link may have: what it costs us is bounded before our memory is used up.
 const MOST_LANES: usize = 16_384;
 
-/// What a side puts into a lane: the blocks that hold its cells, words and bell.
-pub(crate) type Estate = Vec<Arc<Block>>;
+/// What a side puts into a lane: the blocks that hold its cells, words and bell, and whatever else is to stay as
+/// long as they.
+pub(crate) type Estate = Vec<Arc<dyn Any + Send + Sync>>;
 
 /// See the module.
 #[derive(Default)]
@@ -176,7 +177,7 @@ mod tests {
             Waiter::Thread,
         );
         let line = Line::new(Arc::new(sleeper));
-        let estate = vec![Arc::new(arena.allocate(4096).unwrap())];
+        let estate: Estate = vec![Arc::new(arena.allocate(4096).unwrap())];
         let (ours, number) = (true, 0);
         let id = LaneId { ours, number };
         let mut lanes = Lanes::default();

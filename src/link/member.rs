@@ -13,16 +13,31 @@ use super::place::check_name;
 pub(crate) enum Part {
     Subscriber,
     Publisher,
+    /// Who reads newest values, and who publishes them: their names are told apart from those of topics.
+    Reader,
+    Writer,
 }
 
 impl Part {
-    const ALL: [Part; 2] = [Part::Subscriber, Part::Publisher];
+    const ALL: [Part; 4] = [
+        Part::Subscriber,
+        Part::Publisher,
+        Part::Reader,
+        Part::Writer,
+    ];
+
+    /// Whether others open lanes to it.
+    pub(super) fn receives(self) -> bool {
+        matches!(self, Part::Subscriber | Part::Reader)
+    }
 
     /// The ending of its file.
     pub(super) fn ending(self) -> &'static str {
         match self {
             Part::Subscriber => "sub",
             Part::Publisher => "pub",
+            Part::Reader => "get",
+            Part::Writer => "put",
         }
     }
 }

@@ -23,10 +23,13 @@ pub(crate) trait Follow: Send + Sync {
     fn found(self: Arc<Self>, node: &Arc<Node>, member: &Member);
 }
 
+type Followers = Vec<Weak<dyn Follow>>;
+
 /// What a node knows of topics.
 #[derive(Default)]
 pub(super) struct Topics {
-    followers: Mutex<HashMap<String, Vec<Weak<dyn Follow>>>>,
+    /// Who looks for whom.
+    followers: Mutex<HashMap<(String, Part), Followers>>,
     /// Those of this node, by which its numbers are told apart where the bus has no directory.
     ours: Mutex<BTreeSet<String>>,
     watch: OnceLock<Mine<Inotify>>,
@@ -107,25 +110,27 @@ impl Node {
         }
     }
 
-    /// Has a publisher learn of each subscriber that comes from now on.
-    pub(crate) fn follow(&self, topic: &str, follower: Weak<dyn Follow>) {
+    /// Has a publisher learn of each subscriber, or reader, that comes from now on.
+    pub(crate) fn follow(&self, topic: &str, part: Part, follower: Weak<dyn Follow>) {
         let mut followers = lock(&self.topics.followers);
         followers.retain(|_, list| {
             list.retain(|follower| follower.strong_count() > 0);
             !list.is_empty()
         });
         followers
-            .entry(topic.to_owned())
+            .entry((topic.to_owned(), part))
             .or_default()
             .push(follower);
     }
 
     /// Somebody takes part in a topic.
     pub(super) fn came(self: &Arc<Self>, member: &Member) {
-        if member.part != Part::Subscriber {
+        if !member.part.receives() {
             return;
         }
-        let followers = lock(&self.topics.followers).get(&member.topic).cloned();
+        let followers = lock(&self.topics.followers)
+            .get(&(member.topic.clone(), member.part))
+            .cloned();
         for follower in followers.into_iter().flatten() {
             if let Some(follower) = follower.upgrade() {
                 follower.found(self, member);
@@ -185,8 +190,8 @@ impl Node {
                 }
                 Change::Lost => {
                     let topics: Vec<_> = lock(&self.topics.followers).keys().cloned().collect();
-                    for topic in topics {
-                        let members = self.members(&topic, Part::Subscriber);
+                    for (topic, part) in topics {
+                        let members = self.members(&topic, part);
                         members.iter().for_each(|member| self.came(member));
                     }
                 }

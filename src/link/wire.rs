@@ -56,6 +56,8 @@ pub(crate) struct SendingEnd {
     pub(crate) cells: Where,
     /// Whether each message says when it was published.
     pub(crate) timed: bool,
+    /// Where the newest values of its sender are told of, if it has such.
+    pub(crate) board: Option<Where>,
 }
 
 /// What one side of a port contributes.
@@ -186,6 +188,7 @@ mod tests {
             sends: Some(SendingEnd {
                 cells: at,
                 timed: true,
+                board: Some(at),
             }),
             receives: None,
             bell: (at, 3),

@@ -53,6 +53,16 @@ impl Location {
         fits.then_some(Location((at.segment + 1) << DISTANCE | distance))
     }
 
+    /// As it stands in shared memory.
+    pub(crate) fn to_word(self) -> u64 {
+        self.0
+    }
+
+    /// As a peer says it: every word is one, to be checked.
+    pub(crate) fn from_word(word: u64) -> Location {
+        Location(word)
+    }
+
     /// The same place, of so many bytes; `None` where it is none. As a peer says it: to be checked.
     pub(crate) fn reference(self, len: usize) -> Option<SegmentRef> {
         Some(SegmentRef {

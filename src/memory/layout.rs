@@ -100,8 +100,8 @@ pub(crate) struct BoardBlock {
     pub(crate) rows: [AtomicU64; BOARD_ROWS],
 }
 
-/// How many rows a board can have: four million entries.
-pub(crate) const BOARD_ROWS: usize = 16;
+/// How many rows a board can have: 65,472 entries.
+pub(crate) const BOARD_ROWS: usize = 10;
 
 /// The entries of a board's first row; each further row has twice as many as the one before.
 pub(crate) const FIRST_ROW: usize = 64;

@@ -15,8 +15,9 @@
 mod codec;
 mod describe;
 mod field;
-mod layout;
 #[doc(hidden)]
+mod latest;
+mod layout;
 pub mod private;
 mod scratch;
 mod writer;
@@ -35,6 +36,7 @@ pub use codec::{CodecError, EncodeError, InvalidMessage, MAX_DEPTH};
 )]
 pub(crate) use codec::{check, check_at, encode, to_owned};
 pub use describe::{Describe, MAX_ALIGN};
+pub use latest::{LatestKey, ShmLatest};
 use layout::Layouts;
 #[allow(
     unused_imports,

@@ -10,7 +10,7 @@ pub use super::field::{
     assert_hash_key, assert_part, assert_tree_key,
 };
 pub use super::layout::Layouts;
-pub use super::{Nothing, ShmMessage, ShmRequest, ShmTopic};
+pub use super::{Nothing, ShmLatest, ShmMessage, ShmRequest, ShmTopic};
 pub use crate::schema;
 pub use rkyv;
 

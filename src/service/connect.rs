@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::contract::Contract;
 use crate::error::{ConnectError, OpenError};
-use crate::lane::{Inbox, Near, Outbox, complete, offer_end};
+use crate::lane::{Board, Inbox, Near, Outbox, complete, offer_end};
 use crate::link::node::{Node, Reach};
 use crate::link::wire::{Control, Refusal};
 use crate::link::{Answer, HANDSHAKE, LaneId, Line, Link};
@@ -130,23 +130,26 @@ fn open_lane(
     sleeper: Arc<Sleeper>,
 ) -> Result<Connected, ConnectError> {
     let line = Line::new(sleeper.clone());
-    let (opening, open) = Opening::begin(node, link, (name, None), contract, (sleeper, line))?;
+    let ends = (sleeper, line);
+    let (opening, open) = Opening::begin(node, link, (name, None), contract, ends, None)?;
     link.say(&open).map_err(|_| lost(link))?;
     let answer = link.wait_answer(opening.id, Instant::now() + HANDSHAKE);
     opening.end(node, contract, answer)
 }
 
-/// Opens a lane to the port of this name as the publisher `from`, and gives it to `then` once it is open, by
-/// whoever reads control messages. Never waits.
+/// Opens a lane to the port of this name as the publisher `from`, of what has changed on its board if it has one,
+/// and gives it to `then` once it is open, by whoever reads control messages. Never waits.
 pub(crate) fn open_lane_later(
     node: &Arc<Node>,
     link: &Arc<Link>,
     (name, from): (&str, u32),
     contract: &Contract,
     ends: (Arc<Sleeper>, Arc<Line>),
+    board: Option<&Arc<Board>>,
     then: impl FnOnce(Result<Connected, ConnectError>) + Send + 'static,
 ) -> Result<(), ConnectError> {
-    let (opening, open) = Opening::begin(node, link, (name, Some(from)), contract, ends)?;
+    let name = (name, Some(from));
+    let (opening, open) = Opening::begin(node, link, name, contract, ends, board)?;
     let id = opening.id;
     let (node, contract) = (Arc::downgrade(node), contract.clone());
     let then = move |answer: Answer| {
@@ -183,9 +186,10 @@ impl Opening {
         (name, from): (&str, Option<u32>),
         contract: &Contract,
         (sleeper, line): (Arc<Sleeper>, Arc<Line>),
+        board: Option<&Arc<Board>>,
     ) -> Result<(Opening, Control), ConnectError> {
         let ends = (contract.form(), true, contract.replies());
-        let offered = offer_end(node, link, &sleeper, ends, Some(name))?;
+        let offered = offer_end(node, link, &sleeper, ends, Some(name), board)?;
         let id = link.new_lane(line.clone(), offered.estate);
         let closer = Closer::new(link.clone(), id);
         let open = Control::Open {

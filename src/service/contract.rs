@@ -33,6 +33,14 @@ impl Contract {
         }
     }
 
+    /// Of one who reads the newest values of `T`.
+    pub(crate) fn latest<T: ShmMessage>() -> Contract {
+        Contract {
+            form: Form::Latest,
+            ..Contract::one_way::<T>()
+        }
+    }
+
     /// Of a port that answers `R`.
     pub(crate) fn service<R: ShmRequest>() -> Contract {
         Contract {
@@ -58,6 +66,10 @@ impl Contract {
 
     /// The alignment of what the port receives, and of all that it answers with.
     pub(crate) fn aligns(&self) -> (usize, usize) {
+        if self.form == Form::Latest {
+            // Only the number of an entry goes over the lane.
+            return (align_of::<u64>(), align_of::<u64>());
+        }
         let answers = self.answers.iter().map(|layout| layout.align);
         (
             self.request.align,

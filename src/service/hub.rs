@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::port::{DoorAt, HubPort, Lane};
-use crate::lane::Message;
+use crate::lane::{Form, Message};
 use crate::memory::layout::{DOORBELL_LANES, Doorbell, SegmentRef};
 use crate::memory::shared::Shared;
 use crate::sync::{Ordering, heavy_barrier};
@@ -61,6 +61,8 @@ pub(crate) struct Hub {
     run: u32,
     /// Of a topic: publishers that are gone, and how many of their messages are lost, of which was not told.
     lost: Vec<(u32, u64)>,
+    /// Of newest values: lanes whose publishers are gone, of which was not told.
+    gone: Vec<usize>,
     pub(crate) wait: Wait,
 }
 
@@ -75,6 +77,7 @@ impl Hub {
             turn: 0,
             run: 0,
             lost: Vec::new(),
+            gone: Vec::new(),
             wait,
         }
     }
@@ -123,6 +126,19 @@ impl Hub {
     /// A publisher that is gone, and how many of its messages are lost.
     pub(crate) fn take_lost(&mut self) -> Option<(u32, u64)> {
         (!self.lost.is_empty()).then(|| self.lost.remove(0))
+    }
+
+    /// Lanes of newest values that ended; to be asked for before each message is looked at, since their numbers are
+    /// used again.
+    pub(crate) fn take_gone(&mut self) -> Vec<usize> {
+        std::mem::take(&mut self.gone)
+    }
+
+    /// Whether lanes were opened or ended, or have rung. Where none has, the others are not looked at.
+    #[inline]
+    pub(crate) fn is_rung(&self) -> bool {
+        let rung = |door: &Door| door.seen.is_rung(&door.bell);
+        self.port.sleeper.is_poked() || self.doors.iter().any(rung)
     }
 
     /// Waits for the next message of any lane: until the deadline, or until the port ended.
@@ -419,7 +435,10 @@ impl Hub {
         let Some(mut lane) = self.lanes[number].take() else {
             return;
         };
-        if self.port.is_of_topic() {
+        if self.port.form() == Form::Latest {
+            self.gone.push(number);
+        }
+        if self.port.form() == Form::Topic {
             let inbox = lane.inbox.get_mut();
             let lost = inbox.lost();
             if lost > 0 {

@@ -138,9 +138,9 @@ impl HubPort {
         &self.due
     }
 
-    /// Whether it subscribes to a topic.
-    pub(super) fn is_of_topic(&self) -> bool {
-        self.contract.form() == Form::Topic
+    /// Which kind of lanes lead to it.
+    pub(super) fn form(&self) -> Form {
+        self.contract.form()
     }
 
     /// Waits until each of these publishers has joined us, at most so long. `left` says which are still
@@ -276,6 +276,7 @@ impl Port for HubPort {
             link,
             &self.sleeper,
             (self.contract.form(), self.contract.replies(), true),
+            None,
             None,
         ) else {
             return Ok(Err(Refusal::NoMemory));

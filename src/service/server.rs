@@ -541,7 +541,7 @@ pub(super) fn unsent(outbox: &mut Outbox, tag: u16, error: SendError) -> Result<
         SendError::Memory(_) => Failure::Memory,
         SendError::Forked => return Err(error),
         SendError::Cancelled => Failure::Cancelled,
-        SendError::Encode { .. } => Failure::Encode,
+        SendError::Encode { .. } | SendError::Keys { .. } => Failure::Encode,
     };
     give_up(outbox, tag, why);
     Err(error)

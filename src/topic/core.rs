@@ -17,6 +17,10 @@
 //! Who waits leaves a waker here, asks the lane without room to ring, and looks once more (`wait`). A ring, the
 //! end of a lane, and a subscriber that comes have the port driven, which wakes it.
 
+mod newest;
+
+pub(super) use newest::Change;
+
 use std::collections::{HashMap, VecDeque};
 use std::io::ErrorKind;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -25,7 +29,7 @@ use std::time::{Duration, Instant};
 
 use super::publisher::Delivery;
 use crate::error::{ConnectError, OpenError, SendError};
-use crate::lane::{Outbox, Parcel, To};
+use crate::lane::{Board, Outbox, Parcel, To};
 use crate::link::member::Member;
 use crate::link::node::Node;
 use crate::link::topics::Follow;
@@ -55,6 +59,8 @@ pub(super) struct Core {
     delivery: Delivery,
     /// How many bytes of the slab all lanes together may have out in messages that were not handed back.
     budget: usize,
+    /// Where the newest values are, of a publisher of such.
+    board: Option<Arc<Board>>,
     node: Weak<Node>,
     due: Arc<Due>,
     origin: Origin,
@@ -110,12 +116,17 @@ impl Core {
         contract: Contract,
         sleeper: Arc<Sleeper>,
         (delivery, depth): (Delivery, usize),
+        board: Option<Arc<Board>>,
     ) -> Arc<Core> {
+        // Who reads a board begins when it hears of it.
+        let begin = board
+            .iter()
+            .map(|_| Parcel::note(0, node.config().timestamps));
         let state = State {
             lanes: Vec::new(),
             opening: Vec::new(),
             unreached: HashMap::new(),
-            history: VecDeque::new(),
+            history: begin.collect(),
             depth,
             history_bytes: 0,
             turn: 0,
@@ -133,6 +144,7 @@ impl Core {
             sleeper,
             delivery,
             budget: node.config().memory_limit / 8,
+            board,
             node: Arc::downgrade(node),
             due: node.due().clone(),
             origin: node.origin(),
@@ -365,6 +377,12 @@ impl Core {
                 missed: 0,
                 _closer: closer,
             };
+            if let Some(board) = &self.board {
+                for segment in board.segments() {
+                    // A link that cannot be told anything is given up.
+                    let _ = lane.outbox.link().announce(&segment);
+                }
+            }
             for parcel in &state.history {
                 if !lane.give(parcel, self.budget) {
                     self.ask(&mut state.tries, &mut lane.outbox);
@@ -624,6 +642,7 @@ impl Follow for Core {
             (&member.name(), self.number),
             &self.contract,
             (self.sleeper.clone(), line),
+            self.board.as_ref(),
             move |connected| {
                 if let Some(core) = core.upgrade() {
                     core.joined(&joining, connected);

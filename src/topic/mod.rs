@@ -3,6 +3,7 @@
 //! - [`Publisher`]: archives a message once, and gives each subscriber a record of it, on a lane of its own;
 //!   [`core`]: its lanes, and who is behind on them.
 //! - [`Subscriber`], [`AsyncSubscriber`]: take messages of all publishers of a topic, as a port with many lanes.
+//! - [`latest`]: newest values, which take the place of those before them.
 //!
 //! # Who finds whom
 //!
@@ -13,9 +14,11 @@
 //! leaves out nobody who was there before.
 
 mod core;
+mod latest;
 mod publisher;
 mod subscriber;
 
+pub use latest::{Change, Changed, Current, Latest, LatestPublisher};
 pub use publisher::{Delivery, Publisher, Publishes, Publishing};
 pub use subscriber::{AsyncSubscriber, NextMessage, Subscriber};
 

@@ -95,9 +95,9 @@ impl<T: ShmTopic> Publisher<T> {
         let (member, presence) = node.join_topic(T::TOPIC, Part::Publisher, None)?;
         let contract = Contract::topic::<T>();
         let keeps = (how.delivery, how.history.min(MOST_HISTORY));
-        let core = Core::new(node, member.number, contract, sleeper.clone(), keeps);
+        let core = Core::new(node, member.number, contract, sleeper.clone(), keeps, None);
         sleeper.attach(Arc::downgrade(&core) as Weak<_>, node.due().clone());
-        node.follow(T::TOPIC, Arc::downgrade(&core) as Weak<_>);
+        node.follow(T::TOPIC, Part::Subscriber, Arc::downgrade(&core) as Weak<_>);
         for member in node.members(T::TOPIC, Part::Subscriber) {
             core.clone().found(node, &member);
         }

@@ -10,6 +10,7 @@ mod faults;
 mod fork;
 mod gathering;
 mod hot_path;
+mod latest;
 mod layouts;
 mod leftovers;
 mod lifetimes;
@@ -62,6 +63,10 @@ fn child() {
         "subscribes" => topics::subscribes(arguments[0], arguments[1]),
         "publishes" => topics::publishes(arguments[0]),
         "converses" => topics::converses(),
+        "reads-newest" => latest::reads_newest(arguments[0]),
+        "publishes-newest" => latest::publishes_newest(arguments[0]),
+        "looks-at-a-value" => latest::looks_at_a_value(arguments[0]),
+        "shares-state" => latest::shares_state(),
         other => panic!("no such part: {other}"),
     }
 }

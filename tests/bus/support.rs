@@ -216,6 +216,14 @@ impl Child {
         assert_eq!(sent, 0);
     }
 
+    /// Has it go on, which was stopped.
+    pub(crate) fn go_on(&mut self) {
+        let pid = self.pid() as i32;
+        // SAFETY: as in `stop`.
+        let sent = unsafe { libc::kill(pid, libc::SIGCONT) };
+        assert_eq!(sent, 0);
+    }
+
     /// Kills it where it stands.
     pub(crate) fn kill(&mut self) {
         self.process.kill().expect("it can be killed");

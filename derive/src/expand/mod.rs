@@ -26,7 +26,11 @@ pub fn expand(mut input: Input) -> TokenStream {
         describe::archived(input, &names),
         message(input, &names),
     ];
-    let roles = [request(input, &names), topic(input, &names)];
+    let roles = [
+        request(input, &names),
+        topic(input, &names),
+        latest(input, &names),
+    ];
     let (roles, assertions) = (roles.into_iter().flatten(), assertions(input, &names));
     quote!(#proof #(#parts)* #(#roles)* #assertions)
 }
@@ -272,7 +276,7 @@ fn request(input: &Input, names: &Names) -> Option<TokenStream> {
         .as_ref()
         .map_or(none.clone(), |ty| quote!(#ty));
     let error = input.shm.error.as_ref().map_or(none, |ty| quote!(#ty));
-    let (key, supersedes) = match input.key() {
+    let (key, supersedes) = match input.named(input.shm.supersedes.as_ref()) {
         Some(Field {
             ty, member, span, ..
         }) => (
@@ -311,6 +315,50 @@ fn topic(input: &Input, names: &Names) -> Option<TokenStream> {
         #[automatically_derived]
         impl #impl_generics #krate::__private::ShmTopic for #this #where_clause {
             const TOPIC: &'static str = #topic;
+        }
+    })
+}
+
+fn latest(input: &Input, names: &Names) -> Option<TokenStream> {
+    let latest = input.shm.latest.as_ref()?;
+    let Names { krate, this, .. } = names;
+    let rkyv = quote!(#krate::__private::rkyv);
+    let (ty, key, archived) = match input.named(input.shm.key.as_ref()) {
+        Some(Field {
+            ty, member, span, ..
+        }) => (
+            quote_spanned!(*span=> #ty),
+            quote!(&self.#member),
+            quote!(&archived.#member),
+        ),
+        None => (
+            quote!(()),
+            quote!(&()),
+            quote!({
+                let _ = archived;
+                &()
+            }),
+        ),
+    };
+    let generics = with_bounds(input, bounds::message(input, names));
+    let (impl_generics, _, where_clause) = generics.split_for_impl();
+    Some(quote! {
+        #[automatically_derived]
+        impl #impl_generics #krate::__private::ShmLatest for #this #where_clause {
+            type Key = #ty;
+            const LATEST: &'static str = #latest;
+
+            #[inline]
+            fn key(&self) -> &Self::Key {
+                #key
+            }
+
+            #[inline]
+            fn archived_key(
+                archived: &<Self as #rkyv::Archive>::Archived,
+            ) -> &<Self::Key as #rkyv::Archive>::Archived {
+                #archived
+            }
         }
     })
 }

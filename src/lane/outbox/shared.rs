@@ -7,6 +7,7 @@ use crate::error::SendError;
 use crate::lane::Parcel;
 use crate::lane::parcel::Packed;
 use crate::lane::stage::write_behind_header;
+use crate::memory::arena::Block;
 use crate::memory::layout::Kind;
 use crate::sync::Ordering;
 
@@ -31,6 +32,15 @@ impl Outbox {
             // than there will have been: it was about to be sent.
             let offered = topic.offered.load(Ordering::Relaxed).wrapping_sub(1);
             topic.offered.store(offered, Ordering::Relaxed);
+        }
+    }
+
+    /// Tells the receiver of a block's segment, which something will refer to that is not sent on this lane. Where
+    /// its socket does not take that, it is told when it does.
+    pub(crate) fn tell_of(&mut self, block: &Block) {
+        if !self.parts.line.is_closed() {
+            // A link that cannot be told anything is given up.
+            let _ = self.announce(block);
         }
     }
 

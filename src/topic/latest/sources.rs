@@ -1,0 +1,309 @@
+//! What a reader of newest values knows of all publishers.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use super::current::Current;
+use super::source::{Hold, Source};
+use crate::lane::Reading;
+use crate::memory::segment::PeerSegment;
+use crate::message::ShmLatest;
+
+/// Where a value is: the lane of its publisher, and its entry there.
+pub(super) type Spot = (usize, usize);
+
+/// How often a key is looked for whose publisher removes it at the same time.
+const TURNS: usize = 2;
+
+/// What has changed.
+pub(super) enum Told {
+    /// There is a value, which is held.
+    Value(Spot, Arc<PeerSegment>),
+    Removed(Box<[u8]>),
+}
+
+/// See the module.
+pub(super) struct Sources<T: ShmLatest> {
+    /// By lane.
+    sources: Vec<Option<Source<T>>>,
+    /// Where there are values of a key.
+    by_key: HashMap<Box<[u8]>, Vec<Spot>>,
+    /// Entries that may have changed, and keys whose publisher is gone, since their last value was told of.
+    changed: VecDeque<Spot>,
+    lost: VecDeque<Box<[u8]>>,
+}
+
+impl<T: ShmLatest> Sources<T> {
+    pub(super) fn new() -> Sources<T> {
+        Sources {
+            sources: Vec::new(),
+            by_key: HashMap::new(),
+            changed: VecDeque::new(),
+            lost: VecDeque::new(),
+        }
+    }
+
+    fn source(&mut self, lane: usize) -> Option<&mut Source<T>> {
+        self.sources.get_mut(lane)?.as_mut()
+    }
+
+    /// Whether the board of a lane is known.
+    pub(super) fn has(&self, lane: usize) -> bool {
+        self.sources.get(lane).is_some_and(Option::is_some)
+    }
+
+    /// A publisher has come.
+    pub(super) fn add(&mut self, lane: usize, reading: Reading) {
+        if self.sources.len() <= lane {
+            self.sources.resize_with(lane + 1, || None);
+        }
+        self.sources[lane] = Some(Source::new(reading));
+        self.note_all(lane);
+    }
+
+    /// A publisher is gone, and with it its values.
+    pub(super) fn remove(&mut self, lane: usize) {
+        let Some(source) = self.sources.get_mut(lane).and_then(Option::take) else {
+            return;
+        };
+        self.changed.retain(|&(of, _)| of != lane);
+        for (index, known) in source.entries.into_iter().enumerate() {
+            if let Some(key) = known.key {
+                unbind(&mut self.by_key, &key, (lane, index));
+            }
+            self.lost.extend(known.told_key);
+        }
+    }
+
+    /// An entry may have changed. As its publisher says: nothing comes of an entry that there is not.
+    pub(super) fn note(&mut self, (lane, index): Spot) {
+        let Some(source) = self.source(lane) else {
+            return;
+        };
+        if index >= source.entries.len() && index >= source.count() {
+            return;
+        }
+        let known = &mut source.entries[index];
+        if !std::mem::replace(&mut known.is_queued, true) {
+            self.changed.push_back((lane, index));
+        }
+    }
+
+    /// Any entry of a lane may have changed.
+    pub(super) fn note_all(&mut self, lane: usize) {
+        let count = self.source(lane).map_or(0, Source::count);
+        (0..count).for_each(|index| self.note((lane, index)));
+    }
+
+    /// Holds the newest value of an entry; true where it is still of the key that it was of.
+    #[inline]
+    fn hold(&mut self, (lane, index): Spot) -> (Option<Arc<PeerSegment>>, bool) {
+        let Some(source) = self.sources.get_mut(lane).and_then(Option::as_mut) else {
+            return (None, false);
+        };
+        match source.hold(index) {
+            Hold::Known(segment) => (Some(segment), true),
+            other => self.held((lane, index), other),
+        }
+    }
+
+    /// An entry has another value than before, or none: has it found by the key of that.
+    #[cold]
+    fn held(&mut self, (lane, index): Spot, hold: Hold) -> (Option<Arc<PeerSegment>>, bool) {
+        let (segment, key) = match hold {
+            Hold::Read(segment, key) => (Some(segment), Some(key)),
+            Hold::Nothing | Hold::Known(_) => (None, None),
+        };
+        let source = self.sources.get_mut(lane).and_then(Option::as_mut);
+        let Some(known) = source.and_then(|source| source.entries.get_mut(index)) else {
+            return (segment, false);
+        };
+        if known.key == key {
+            return (segment, true);
+        }
+        if let Some(before) = known.key.take() {
+            unbind(&mut self.by_key, &before, (lane, index));
+        }
+        if let Some(key) = &key {
+            let spots = self.by_key.entry(key.clone()).or_default();
+            spots.push((lane, index));
+        }
+        known.key = key;
+        (segment, false)
+    }
+
+    fn let_go(&mut self, (lane, _): Spot) {
+        if let Some(source) = self.source(lane) {
+            source.let_go();
+        }
+    }
+
+    /// Holds the newest value of a key.
+    #[inline]
+    pub(super) fn find(&mut self, key: &[u8]) -> Option<(Spot, Arc<PeerSegment>)> {
+        if let Some(&[spot]) = self.by_key.get(key).map(Vec::as_slice) {
+            if let (Some(segment), true) = self.hold(spot) {
+                return Some((spot, segment));
+            }
+        }
+        self.find_anew(key)
+    }
+
+    /// The same, where several have a value of that key, or it is not known who has.
+    #[cold]
+    fn find_anew(&mut self, key: &[u8]) -> Option<(Spot, Arc<PeerSegment>)> {
+        // Where a publisher removes the newest meanwhile, another may have one.
+        (0..TURNS).find_map(|_| self.find_newest(key))
+    }
+
+    fn find_newest(&mut self, key: &[u8]) -> Option<(Spot, Arc<PeerSegment>)> {
+        self.look_for_bindings();
+        let mut newest: Option<(u64, Spot)> = None;
+        for spot in self.by_key.get(key).cloned().unwrap_or_default() {
+            let (held, _) = self.hold(spot);
+            self.let_go(spot);
+            let known = &self.sources[spot.0].as_ref()?.entries[spot.1];
+            let is_it = held.is_some() && known.key.as_deref() == Some(key);
+            if is_it && newest.is_none_or(|(published, _)| published < known.published) {
+                newest = Some((known.published, spot));
+            }
+        }
+        let (_, spot) = newest?;
+        let (segment, is_same) = self.hold(spot);
+        if !is_same {
+            self.let_go(spot);
+            return None;
+        }
+        Some((spot, segment?))
+    }
+
+    /// Learns which entries were given to other keys.
+    fn look_for_bindings(&mut self) {
+        for lane in 0..self.sources.len() {
+            let Some(source) = self.source(lane) else {
+                continue;
+            };
+            // Before the look: what comes behind it is found the next time.
+            let bindings = source.bindings_now();
+            if std::mem::replace(&mut source.bindings, bindings) == bindings {
+                continue;
+            }
+            for index in 0..source.count() {
+                let source = self.source(lane);
+                let source = source.filter(|source| index < source.entries.len());
+                if source.is_some_and(|s| s.version(index) != s.entries[index].version) {
+                    self.hold((lane, index));
+                    self.let_go((lane, index));
+                }
+            }
+        }
+    }
+
+    /// Whether something may have changed that was not told of.
+    pub(super) fn has_changed(&mut self) -> bool {
+        while let Some(&(lane, index)) = self.changed.front() {
+            let Some(source) = self.source(lane) else {
+                self.changed.pop_front();
+                continue;
+            };
+            let version = source.version(index);
+            let known = &mut source.entries[index];
+            if version != known.told {
+                return true;
+            }
+            known.is_queued = false;
+            self.changed.pop_front();
+        }
+        !self.lost.is_empty()
+    }
+
+    /// What has changed since it was last told of, once each: the newest.
+    pub(super) fn next_change(&mut self) -> Option<Told> {
+        while let Some(key) = self.lost.pop_front() {
+            if let Some(removed) = self.removed(key) {
+                return Some(removed);
+            }
+        }
+        while self.has_changed() {
+            let spot = self.changed.pop_front()?;
+            if let Some(told) = self.tell(spot) {
+                return Some(told);
+            }
+        }
+        None
+    }
+
+    /// What there is to be told of an entry.
+    fn tell(&mut self, spot: Spot) -> Option<Told> {
+        let (lane, index) = spot;
+        let source = self.source(lane)?;
+        let version = source.version(index);
+        let known = &mut source.entries[index];
+        known.is_queued = false;
+        if version == known.told {
+            return None;
+        }
+        let (held, _) = self.hold(spot);
+        let known = &mut self.source(lane)?.entries[index];
+        let told = match held {
+            Some(_) => known.version,
+            None => version,
+        };
+        if std::mem::replace(&mut known.told, told) == told {
+            // Its number was written behind it, and is known by now.
+            self.let_go(spot);
+            return None;
+        }
+        let before = std::mem::replace(&mut known.told_key, known.key.clone());
+        let before = before.filter(|key| known.told_key.as_ref() != Some(key));
+        if let Some(key) = before {
+            if held.is_some() {
+                // First that, and then the value of another key.
+                (known.told, known.told_key) = (0, None);
+                self.let_go(spot);
+                self.note(spot);
+            }
+            return self.removed(key);
+        }
+        held.map(|segment| Told::Value(spot, segment))
+    }
+
+    /// A key has no value any more, unless another publisher has one: then that is told of.
+    fn removed(&mut self, key: Box<[u8]>) -> Option<Told> {
+        let others = self.by_key.get(&key).cloned().unwrap_or_default();
+        let is_gone = others.is_empty();
+        for (lane, index) in others {
+            if let Some(source) = self.source(lane) {
+                source.entries[index].told = 0;
+            }
+            self.note((lane, index));
+        }
+        is_gone.then_some(Told::Removed(key))
+    }
+
+    /// Borrows a value that is held.
+    ///
+    /// # Safety
+    ///
+    /// 1. To hold it, which returned this segment, was the last thing that was asked.
+    #[inline]
+    #[allow(unsafe_code)]
+    pub(super) unsafe fn current(
+        &self,
+        (lane, index): Spot,
+        segment: Arc<PeerSegment>,
+    ) -> Option<Current<'_, T>> {
+        let source = self.sources.get(lane)?.as_ref()?;
+        // SAFETY: 1.
+        Some(unsafe { source.current(index, segment) })
+    }
+}
+
+fn unbind(by_key: &mut HashMap<Box<[u8]>, Vec<Spot>>, key: &[u8], spot: Spot) {
+    if let Some(spots) = by_key.get_mut(key) {
+        spots.retain(|other| *other != spot);
+        if spots.is_empty() {
+            by_key.remove(key);
+        }
+    }
+}
