@@ -9,12 +9,18 @@
 //! - `join-1000`: making a subscriber where 1,000 publishers of other topics are on the bus, and one of its own,
 //!   until all that is published reaches it.
 //!
+//! - `latest-get-64B` and others: reading the newest value, where a peer publishes seldom; `keyed`, one after another of
+//!   1,000 documents, found by their paths; `busy`, while the peer replaces it as fast as it can.
+//! - `latest-put-64B-x1` and others: one call of `LatestPublisher::publish`, while so many readers look as often as
+//!   they can.
+//!
 //! Each message is checked where it is taken.
 
 #[path = "../common/mod.rs"]
 mod common;
 mod fan;
 mod join;
+mod newest;
 
 use std::process::ExitCode;
 
@@ -58,5 +64,33 @@ fn main() -> ExitCode {
         join::parent,
         join::child,
     ));
+    let get = |name, iterations| case(name, Mode::Spin, iterations, 0, newest::get, newest::put);
+    let put = |name, iterations, bytes| {
+        case(
+            name,
+            Mode::Spin,
+            iterations,
+            bytes,
+            newest::publish,
+            newest::look,
+        )
+    };
+    cases.extend([
+        get("latest-get-64B", 2_000),
+        get("latest-get-512KiB", 2_000),
+        get("latest-get-64B-busy", 2_000),
+        case(
+            "latest-get-64B-keyed",
+            Mode::Spin,
+            2_000,
+            0,
+            newest::get_keyed,
+            newest::put_keyed,
+        ),
+        put("latest-put-64B-x1", 50_000, fan::SMALL),
+        put("latest-put-64B-x8", 50_000, fan::SMALL),
+        put("latest-put-64B-x64", 20_000, fan::SMALL),
+        put("latest-put-512KiB-x1", 2_000, fan::LARGE),
+    ]);
     common::main("topics", &cases)
 }

@@ -28,6 +28,8 @@ pub(super) struct Sources<T: ShmLatest> {
     sources: Vec<Option<Source<T>>>,
     /// Where there are values of a key.
     by_key: HashMap<Box<[u8]>, Vec<Spot>>,
+    /// Where the key was found that was last asked for, if in one place only, and nothing was bound since.
+    last: Option<Spot>,
     /// Entries that may have changed, and keys whose publisher is gone, since their last value was told of.
     changed: VecDeque<Spot>,
     lost: VecDeque<Box<[u8]>>,
@@ -38,6 +40,7 @@ impl<T: ShmLatest> Sources<T> {
         Sources {
             sources: Vec::new(),
             by_key: HashMap::new(),
+            last: None,
             changed: VecDeque::new(),
             lost: VecDeque::new(),
         }
@@ -66,6 +69,7 @@ impl<T: ShmLatest> Sources<T> {
         let Some(source) = self.sources.get_mut(lane).and_then(Option::take) else {
             return;
         };
+        self.last = None;
         self.changed.retain(|&(of, _)| of != lane);
         for (index, known) in source.entries.into_iter().enumerate() {
             if let Some(key) = known.key {
@@ -121,6 +125,7 @@ impl<T: ShmLatest> Sources<T> {
         if known.key == key {
             return (segment, true);
         }
+        self.last = None;
         if let Some(before) = known.key.take() {
             unbind(&mut self.by_key, &before, (lane, index));
         }
@@ -141,12 +146,27 @@ impl<T: ShmLatest> Sources<T> {
     /// Holds the newest value of a key.
     #[inline]
     pub(super) fn find(&mut self, key: &[u8]) -> Option<(Spot, Arc<PeerSegment>)> {
-        if let Some(&[spot]) = self.by_key.get(key).map(Vec::as_slice) {
-            if let (Some(segment), true) = self.hold(spot) {
-                return Some((spot, segment));
+        let spot = match self.last {
+            Some(last) if self.key(last) == Some(key) => last,
+            _ => match self.by_key.get(key).map(Vec::as_slice) {
+                Some(&[spot]) => spot,
+                _ => return self.find_anew(key),
+            },
+        };
+        match self.hold(spot) {
+            (Some(segment), true) => {
+                self.last = Some(spot);
+                Some((spot, segment))
             }
+            _ => self.find_anew(key),
         }
-        self.find_anew(key)
+    }
+
+    /// The key by which an entry is found.
+    #[inline]
+    fn key(&self, (lane, index): Spot) -> Option<&[u8]> {
+        let source = self.sources.get(lane)?.as_ref()?;
+        source.entries.get(index)?.key.as_deref()
     }
 
     /// The same, where several have a value of that key, or it is not known who has.
@@ -162,8 +182,8 @@ impl<T: ShmLatest> Sources<T> {
         for spot in self.by_key.get(key).cloned().unwrap_or_default() {
             let (held, _) = self.hold(spot);
             self.let_go(spot);
+            let is_it = held.is_some() && self.key(spot) == Some(key);
             let known = &self.sources[spot.0].as_ref()?.entries[spot.1];
-            let is_it = held.is_some() && known.key.as_deref() == Some(key);
             if is_it && newest.is_none_or(|(published, _)| published < known.published) {
                 newest = Some((known.published, spot));
             }
