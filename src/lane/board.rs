@@ -14,15 +14,18 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
+use super::outbox::unchanged;
 use crate::error::{MemoryError, SendError};
 use crate::link::node::Node;
 use crate::link::{Link, lock};
 use crate::memory::arena::Block;
 use crate::memory::board::{Held, Location, held_by, place_of, replace, row_len};
-use crate::memory::layout::{BOARD_ROWS, BoardBlock, Entry, HoldBlock, SegmentRef, ValueHeader};
+use crate::memory::layout::{
+    BOARD_ROWS, BoardBlock, CELL, Entry, HoldBlock, SegmentRef, ValueHeader,
+};
 use crate::memory::segment::OwnSegment;
 use crate::memory::shared::Shared;
-use crate::message::{ShmMessage, SlotWriter, encode, layout_of};
+use crate::message::{EncodeError, ShmMessage, SlotWriter, encode, layout_of};
 use crate::sync::{Ordering, heavy_barrier};
 use crate::sys::clock;
 
@@ -90,8 +93,6 @@ struct Book {
     spare_bytes: usize,
     /// How many changes there were.
     version: u64,
-    /// The size of the last value, with its header: that of the next one, likely.
-    last: usize,
 }
 
 /// A value that is not the newest any more, but may be held.
@@ -144,30 +145,24 @@ impl Board {
 
     /// Archives a value.
     pub(crate) fn pack<T: ShmMessage>(&self, value: &T) -> Result<Packed, SendError> {
+        let refused = |error: EncodeError| SendError::Encode {
+            what: error.to_string(),
+        };
         let start = message_start(layout_of::<T>().align);
-        let mut size = lock(&self.book).last.max(start);
-        loop {
-            let block = self.allocate(size)?;
-            // SAFETY: the block is longer than what stands before its message.
-            let base = unsafe { block.start().add(start) };
-            // SAFETY: 1. and 2. so many bytes of the block are left there, and it is ours alone: it was just cut, or
-            // nobody holds it any more.
-            let writer = unsafe { SlotWriter::new(base.as_ptr(), block.len() - start) };
-            let len = encode(value, writer).map_err(|error| SendError::Encode {
-                what: error.to_string(),
-            })?;
-            if len > self.most {
-                let (bytes, most) = (len, self.most);
-                return Err(SendError::TooLarge { bytes, most });
-            }
-            if start + len <= block.len() {
-                lock(&self.book).last = start + len;
-                return Ok(Packed { block, len });
-            }
-            // Now its size is known.
-            size = start + len;
-            self.spare(block);
+        // Its size first: a value may stay for long, and is to take no more memory than it needs.
+        let len = encode(value, SlotWriter::counting()).map_err(refused)?;
+        if len > self.most {
+            let (bytes, most) = (len, self.most);
+            return Err(SendError::TooLarge { bytes, most });
         }
+        let block = self.allocate(start + len)?;
+        // SAFETY: the block is longer than what stands before its message.
+        let base = unsafe { block.start().add(start) };
+        // SAFETY: 1. and 2. so many bytes of the block are left there, and it is ours alone: it was just cut, or nobody
+        // holds it any more.
+        let writer = unsafe { SlotWriter::new(base.as_ptr(), block.len() - start) };
+        unchanged(encode(value, writer).map_err(refused)?, len)?;
+        Ok(Packed { block, len })
     }
 
     /// Makes another entry; and its block, where a row begins with it.
@@ -265,7 +260,7 @@ impl Board {
         let mut book = lock(&self.book);
         if let Some(block) = book.spare.pop_front() {
             book.spare_bytes -= block.len();
-            if block.len() >= size && block.len() / 4 <= size.max(4096) {
+            if block.len() >= size && block.len() <= 2 * size + CELL {
                 return Ok(block);
             }
         }
@@ -325,5 +320,56 @@ impl Board {
         (book.held, book.held_bytes) = (book.replaced.len(), book.replaced_bytes);
         drop(book);
         free.into_iter().for_each(|block| self.spare(block));
+    }
+}
+
+/// What a publisher of another make could write.
+#[cfg(test)]
+impl Board {
+    pub(crate) fn forge_location(&self, index: usize, word: u64) {
+        let (row, at) = place_of(index).expect("there is such an entry");
+        let book = lock(&self.book);
+        let entry = &book.rows[row].0[at];
+        entry.location.store(word, Ordering::Release);
+        entry.version.store(u64::MAX, Ordering::Release);
+    }
+
+    pub(crate) fn forge_count(&self, count: u64) {
+        self.head.count.store(count, Ordering::Release);
+        self.bind();
+    }
+
+    /// Writes a header before a value's message, and bytes over that; as the newest value.
+    pub(crate) fn forge_value(
+        &self,
+        index: usize,
+        header: ValueHeader,
+        start: usize,
+        bytes: &[u8],
+    ) {
+        let mut book = lock(&self.book);
+        let block = book.newest[index].as_mut().expect("it has a value");
+        assert!(start + bytes.len() <= block.len());
+        // SAFETY: the block is ours, and has room for both; whoever reads it does so by single words, or has to
+        // notice.
+        unsafe { block.start().cast::<ValueHeader>().write_volatile(header) };
+        // SAFETY: as above.
+        let at = unsafe { block.start().add(start) };
+        // SAFETY: as above.
+        unsafe {
+            at.as_ptr()
+                .copy_from_nonoverlapping(bytes.as_ptr(), bytes.len())
+        };
+        let (row, at) = place_of(index).expect("there is such an entry");
+        book.rows[row].0[at]
+            .version
+            .store(header.version, Ordering::Release);
+    }
+
+    pub(crate) fn location(&self, index: usize) -> u64 {
+        let (row, at) = place_of(index).expect("there is such an entry");
+        lock(&self.book).rows[row].0[at]
+            .location
+            .load(Ordering::Relaxed)
     }
 }

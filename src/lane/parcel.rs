@@ -35,10 +35,10 @@ pub(super) enum Packed {
 
 impl Parcel {
     /// Says that an entry of a board has changed; on lanes whose messages bear a time, or do not.
-    pub(crate) fn note(index: usize, timed: bool) -> Parcel {
+    pub(crate) fn note(number: u64, timed: bool) -> Parcel {
         let starts = Starts::new(align_of::<u64>(), timed);
         let mut stage = Stage::default();
-        stage.put_word(index as u64, Kind::Inline.start(starts));
+        stage.put_word(number, Kind::Inline.start(starts));
         Parcel(Packed::Cell(stage, size_of::<u64>() as u16))
     }
 

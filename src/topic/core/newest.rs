@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::Core;
+use super::{Core, State};
 use crate::lane::{Board, PackedValue, Parcel};
 use crate::memory::arena::Block;
 
@@ -48,13 +48,23 @@ impl Core {
             if binds {
                 board.bind();
             }
-            let note = Parcel::note(index, timed);
-            for lane in &mut state.lanes {
-                if !lane.give(&note, self.budget) {
-                    self.ask(&mut state.tries, &mut lane.outbox);
-                    lane.give_kept(self.budget);
-                }
-            }
+            self.give_note(state, index as u64, timed);
         });
+    }
+
+    fn give_note(&self, state: &mut State, number: u64, timed: bool) {
+        let note = Parcel::note(number, timed);
+        for lane in &mut state.lanes {
+            if !lane.give(&note, self.budget) {
+                self.ask(&mut state.tries, &mut lane.outbox);
+                lane.give_kept(self.budget);
+            }
+        }
+    }
+
+    /// Says that an entry has changed, whatever is true.
+    #[cfg(test)]
+    pub(crate) fn note(&self, number: u64, timed: bool) {
+        self.enter(|state| self.give_note(state, number, timed));
     }
 }

@@ -14,6 +14,8 @@ mod publisher;
 mod reader;
 mod source;
 mod sources;
+#[cfg(test)]
+mod tests;
 
 pub use current::Current;
 pub use publisher::LatestPublisher;

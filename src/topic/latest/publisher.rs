@@ -174,3 +174,15 @@ impl<T: ShmLatest> Drop for LatestPublisher<T> {
         self.core.end();
     }
 }
+
+/// What a publisher of another make could do.
+#[cfg(test)]
+impl<T: ShmLatest> LatestPublisher<T> {
+    pub(super) fn board(&self) -> &Board {
+        &self.board
+    }
+
+    pub(super) fn note(&self, number: u64) {
+        self.core.note(number, self.timed);
+    }
+}

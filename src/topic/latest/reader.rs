@@ -338,3 +338,11 @@ impl<T: ShmLatest> Drop for Changed<'_, T> {
         }
     }
 }
+
+/// What a reader of another make could do.
+#[cfg(test)]
+impl<T: ShmLatest> Latest<T> {
+    pub(super) fn forge_hold(&self, word: u64) {
+        self.sources.forge_hold(word);
+    }
+}

@@ -175,8 +175,14 @@ impl<T: ShmLatest> Source<T> {
         Current::new(archived, self.reading.hold_word(), known.published, segment)
     }
 
+    #[cfg(test)]
+    pub(super) fn forge_hold(&self, word: u64) {
+        let hold = &self.reading.hold_word().hold;
+        hold.store(word, crate::sync::Ordering::Release);
+    }
+
     #[cold]
-    pub(super) fn broken(&mut self, fault: Fault) {
+    fn broken(&mut self, fault: Fault) {
         self.is_broken = true;
         self.reading.let_go();
         self.reading.link().die(Some(fault));

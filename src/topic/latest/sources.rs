@@ -327,3 +327,11 @@ fn unbind(by_key: &mut HashMap<Box<[u8]>, Vec<Spot>>, key: &[u8], spot: Spot) {
         }
     }
 }
+
+#[cfg(test)]
+impl<T: ShmLatest> Sources<T> {
+    pub(super) fn forge_hold(&self, word: u64) {
+        let sources = self.sources.iter().flatten();
+        sources.for_each(|source| source.forge_hold(word));
+    }
+}
