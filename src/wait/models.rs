@@ -3,6 +3,7 @@
 //! Nobody is woken by the clock here, so a wake that is lost is a deadlock, which loom reports.
 
 mod tasks;
+mod topics;
 
 use std::sync::{Arc, Mutex};
 

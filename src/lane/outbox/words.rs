@@ -13,7 +13,6 @@ use crate::memory::layout::{CELL, HEADER, Kind, MOST_REASON, SenderBlock, cells_
 use crate::memory::loan::loan_len;
 use crate::memory::ring::Behind;
 use crate::memory::shared::Shared;
-use crate::sync::{Ordering, fence};
 
 impl Outbox {
     /// Says that no message comes for this tag, why, and in words.
@@ -60,13 +59,7 @@ impl Outbox {
 
     /// Asks to be rung when the receiver hands something back. The caller then tries once more.
     pub(crate) fn ask_for_room(&mut self) {
-        let starving = &self.parts.block.starving;
-        // Relaxed: our own word. A number that was not used before: the last one was answered.
-        let last = starving.load(Ordering::Relaxed);
-        let number = (last | 1) + if last % 2 == 1 { 2 } else { 0 };
-        // SYNC(starving): Release, and a full fence before the look; as in `Sleeper::sleep_for_room`.
-        starving.store(number, Ordering::Release);
-        fence(Ordering::SeqCst);
+        self.parts.block.ask_for_room();
     }
 
     /// Puts off the rings for what is sent from now on, or not any longer.

@@ -50,7 +50,7 @@ impl Lane {
             origin,
             Box::new(()),
         );
-        let mut producer = Producer::new(cells.clone(), receiver.clone(), true);
+        let mut producer = Producer::new(cells.clone(), receiver.clone(), false);
         producer.narrow(usable);
         Lane {
             producer,
@@ -103,7 +103,7 @@ fn forged(sequence: u64, cell: u16) -> u64 {
 
 /// Writes a payload of cells that hold a record's tag. Where a record goes on in another cell, what
 /// would be the header there is payload, too.
-fn write(cells: &[Cell], space: &Space, (count, tag): (usize, u16), behind: u64) {
+pub(crate) fn write(cells: &[Cell], space: &Space, (count, tag): (usize, u16), behind: u64) {
     let base = cells.as_ptr().addr();
     let first = (space.start().addr().get() - base) / size_of::<Cell>();
     for (i, cell) in cells[first..first + count].iter().enumerate() {

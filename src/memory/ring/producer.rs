@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use super::super::arena::Block;
 use super::super::layout::{
-    CELL, Cell, Header, Kind, MOST_CELLS, ReceiverBlock, is_stamped, stamp_of, unstamped,
+    CELL, Cell, Header, Kind, MOST_CELLS, ReceiverBlock, SenderBlock, is_stamped, stamp_of,
+    unstamped,
 };
 use super::super::shared::Shared;
 use super::Cells;
 use super::streams::{MOST_WIDE, Streams};
 use crate::error::Fault;
-use crate::sync::{AtomicU64, Ordering, load_acquire, prefetch_to_write};
+use crate::sync::{AtomicU64, Ordering, fence, load_acquire, prefetch_to_write};
 
 /// How many cells ahead the line is fetched that will be written.
 const AHEAD: usize = 6;
@@ -512,4 +513,17 @@ fn take(busy: &mut [u64; WORDS], first: usize, count: usize) {
 #[inline(always)]
 fn free(busy: &mut [u64; WORDS], first: usize, count: usize) {
     each_word(first, count, |word, bits| busy[word] &= !bits);
+}
+
+impl SenderBlock {
+    /// Asks to be rung when the receiver hands something back. The caller then looks once more.
+    pub(crate) fn ask_for_room(&self) {
+        // Relaxed: our own word. A number that was not used before: the last one was answered.
+        let last = self.starving.load(Ordering::Relaxed);
+        let number = (last | 1) + if last % 2 == 1 { 2 } else { 0 };
+        // SYNC(starving): Release, and a full fence before the look; pairs with Acquire, and the fence before it, in
+        // `HandBack::flip`.
+        self.starving.store(number, Ordering::Release);
+        fence(Ordering::SeqCst);
+    }
 }

@@ -15,13 +15,13 @@ use crate::sync::{explore, heavy_barrier};
 use crate::wait::{Post, Ringer, Waiter};
 
 /// Drives a port for each ring: gets to it whenever it does.
-struct Chimes<P> {
+pub(super) struct Chimes<P> {
     port: OnceLock<Arc<P>>,
     rings: std::sync::Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// A port of tasks.
-trait Driven: Send + Sync + 'static {
+pub(super) trait Driven: Send + Sync + 'static {
     fn drive(&self);
 }
 
@@ -39,25 +39,25 @@ impl<P: Driven> Post for Chimes<P> {
 }
 
 impl<P: Driven> Chimes<P> {
-    fn new() -> Arc<Chimes<P>> {
+    pub(super) fn new() -> Arc<Chimes<P>> {
         Arc::new(Chimes {
             port: OnceLock::new(),
             rings: std::sync::Mutex::default(),
         })
     }
 
-    fn ringer(self: &Arc<Self>) -> Ringer {
+    pub(super) fn ringer(self: &Arc<Self>) -> Ringer {
         let bell = Shared::heap(Bell::new());
         Ringer::new(bell, 0, Waiter::Tasks, self.clone())
     }
 
     /// The port that is rung from now on.
-    fn stand(&self, port: P) -> Arc<P> {
+    pub(super) fn stand(&self, port: P) -> Arc<P> {
         self.port.get_or_init(|| Arc::new(port)).clone()
     }
 
     /// Waits for those who send, and then for what they rang for.
-    fn end(&self, sending: impl IntoIterator<Item = JoinHandle<()>>) {
+    pub(super) fn end(&self, sending: impl IntoIterator<Item = JoinHandle<()>>) {
         sending
             .into_iter()
             .for_each(|thread| thread.join().unwrap());
