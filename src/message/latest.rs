@@ -39,6 +39,11 @@ pub trait ShmLatest: ShmMessage {
 }
 
 /// What there can be a newest value of: text, a number, or `()`.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no key of newest values",
+    label = "neither text nor a number",
+    note = "a key is a `String` or an integer; of several fields, make one text"
+)]
 pub trait LatestKey: Archive<Archived: Sized> + Clone + Send + 'static {
     /// As what it is asked for: `str` for text.
     type Query: ?Sized;

@@ -50,7 +50,7 @@ fn bench(of: &str) -> Bench {
 
 impl Bench {
     /// The one is refused, and its link with it, by all ways to read; the other does not notice.
-    fn is_refused(mut self, what: &str) {
+    fn check_refused(mut self, what: &str) {
         assert!(self.latest.get("forged").unwrap().is_none(), "{what}");
         while self.latest.try_next().unwrap().is_some() {}
         assert!(self.latest.get("forged").unwrap().is_none(), "{what}");
@@ -76,7 +76,7 @@ const START: usize = 24;
 fn locations_that_are_none_end_the_link() {
     let far = 1 << 25;
     for (of, word) in [
-        ("distance", |known| known | (1 << 26) - 1),
+        ("distance", |known| known | ((1 << 26) - 1)),
         ("segment", |known| known + (1 << 40)),
         ("all", |_| u64::MAX),
         ("no-segment", |_| 1),
@@ -85,12 +85,12 @@ fn locations_that_are_none_end_the_link() {
         let bench = bench(of);
         let board = bench.forged.board();
         board.forge_location(0, word(board.location(0)));
-        bench.is_refused(of);
+        bench.check_refused(of);
     }
     let bench = bench("far");
     let board = bench.forged.board();
     board.forge_location(0, board.location(0) + far);
-    bench.is_refused("far");
+    bench.check_refused("far");
 }
 
 #[test]
@@ -106,7 +106,7 @@ fn values_that_are_none_end_the_link() {
         let bench = bench(of);
         let header = ValueHeader { len, ..HEADER };
         bench.forged.board().forge_value(0, header, START, &bytes);
-        bench.is_refused(of);
+        bench.check_refused(of);
     }
 }
 
@@ -118,7 +118,7 @@ fn boards_that_are_none_end_the_link() {
         // Only who looks for a key that is not there learns of it.
         let mut bench = bench;
         assert!(bench.latest.get("neither").unwrap().is_none());
-        bench.is_refused(of);
+        bench.check_refused(of);
     }
 }
 
