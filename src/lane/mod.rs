@@ -25,7 +25,7 @@ pub(crate) use inbox::{Inbox, Message, Received, Role};
 pub(crate) use open::{Near, Offered, complete, lay_door, offer_end};
 pub(crate) use outbox::{Outbox, To};
 pub(crate) use parcel::{Packer, Parcel};
-pub(crate) use reading::{Found, Reading, version_at};
+pub(crate) use reading::{Found, Holding, Reading, version_at};
 pub(crate) use view::{Held, is_large};
 pub use view::{Kept, View};
 

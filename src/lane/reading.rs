@@ -20,6 +20,7 @@ use crate::memory::segment::PeerSegment;
 use crate::memory::shared::Shared;
 use crate::message::MAX_MESSAGE;
 use crate::sync::load_acquire;
+use crate::sys::fork::Origin;
 
 /// How long a segment is waited for that a board refers to. Its announcement was made before, but lies with its
 /// sender as long as our socket is full, which we empty while we wait.
@@ -38,8 +39,25 @@ pub(crate) struct Reading {
     align: usize,
     link: Arc<Link>,
     asymmetric: bool,
+    origin: Origin,
     /// Dropped last: says that nothing of the publisher's is looked at any more.
     _back: Arc<HandBack>,
+}
+
+/// A value that is held until this is dropped.
+pub(crate) struct Holding<'a> {
+    hold: &'a HoldBlock,
+    origin: Origin,
+}
+
+impl Drop for Holding<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // A forked child has no hold: the memory of this one is its parent's alone.
+        if !self.origin.is_forked() {
+            let_go(&self.hold.hold);
+        }
+    }
 }
 
 /// A value, as its publisher describes it: its range is checked, its content is not yet.
@@ -64,6 +82,7 @@ impl Reading {
             rows: Vec::new(),
             align,
             asymmetric: link.is_asymmetric(),
+            origin: back.origin(),
             link,
             _back: back,
         }
@@ -140,9 +159,20 @@ impl Reading {
         let_go(&self.newest.hold.hold);
     }
 
-    /// For whoever lets go later.
-    pub(crate) fn hold_word(&self) -> &HoldBlock {
-        &self.newest.hold
+    /// Lets go when it is dropped.
+    #[inline(always)]
+    pub(crate) fn holding(&self) -> Holding<'_> {
+        Holding {
+            hold: &self.newest.hold,
+            origin: self.origin,
+        }
+    }
+
+    /// Holds whatever that says.
+    #[cfg(test)]
+    pub(crate) fn forge_hold(&self, word: u64) {
+        let hold = &self.newest.hold.hold;
+        hold.store(word, crate::sync::Ordering::Release);
     }
 
     /// Finds a value that is held.

@@ -21,6 +21,12 @@ struct Handles {
     receiver: Receiver<Ask>,
 }
 
+#[derive(ShmMessage)]
+#[shm(latest = "counted")]
+struct Counted {
+    number: u64,
+}
+
 /// What a forked child finds: 0, or the number of what went wrong.
 fn look(handles: &mut Handles) -> i32 {
     let ask = Ask::new(1, 24);
@@ -181,6 +187,69 @@ struct Shared {
 }
 
 /// A part: forks again and again while threads of the parent take the locks of ports that tasks share.
+pub(crate) fn forks_with_newest_values() {
+    let bus = open("newest");
+    let mut publisher = Some(bus.latest_publisher::<Counted>().expect("it joins"));
+    let mut latest = Some(bus.latest::<Counted>().expect("it joins"));
+    let refused = (publisher.as_mut())
+        .expect("made")
+        .publish(&Counted { number: 1 });
+    refused.expect("there is memory");
+    for turn in 0..20 {
+        let end = in_fork(|| {
+            let (mut one, mut other) = (
+                publisher.take().expect("made"),
+                latest.take().expect("made"),
+            );
+            let checks = [
+                matches!(one.publish(&Counted { number: 2 }), Err(SendError::Forked)),
+                matches!(one.remove(&()), Err(SendError::Forked)),
+                one.readers() == 0,
+                matches!(other.value().err(), Some(ReceiveError::Forked)),
+                matches!(other.try_next().err(), Some(ReceiveError::Forked)),
+                matches!(other.changed().wait(), Err(ReceiveError::Forked)),
+                bus.latest::<Counted>().is_err(),
+                bus.latest_publisher::<Counted>().is_err(),
+            ];
+            if turn % 2 == 0 {
+                drop(one);
+                drop(other);
+            } else {
+                drop(other);
+                drop(one);
+            }
+            checks.iter().position(|c| !c).map_or(0, |n| n as i32 + 1)
+        });
+        assert_eq!(end, 0, "turn {turn}");
+    }
+    let mut latest = latest.expect("only children dropped it");
+    let mut held = Some(
+        latest
+            .value()
+            .expect("not forked")
+            .expect("it was published"),
+    );
+    let end = in_fork(|| {
+        drop(held.take());
+        0
+    });
+    assert_eq!(end, 0);
+    assert_eq!(held.expect("only the child dropped it").number, 1);
+    let mut publisher = publisher.expect("only children dropped it");
+    publisher
+        .publish(&Counted { number: 3 })
+        .expect("there is memory");
+    assert_eq!(
+        latest
+            .value()
+            .expect("not forked")
+            .expect("it was published")
+            .number,
+        3
+    );
+    tell("good");
+}
+
 pub(crate) fn forks_with_tasks() {
     const FORKS: usize = 60;
     const HOUR: Duration = Duration::from_secs(3_600);
@@ -339,6 +408,12 @@ fn a_forked_child_drops_views() {
 fn a_forked_child_takes_no_lock_of_its_parents() {
     let _together = together();
     run("forks-with-tasks");
+}
+
+#[test]
+fn a_forked_child_has_no_newest_values() {
+    let _together = together();
+    run("forks-with-newest-values");
 }
 
 #[test]

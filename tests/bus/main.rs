@@ -45,6 +45,7 @@ fn child() {
         "stuck" => conversation::stuck(arguments[0]),
         "forks" => fork::forks(),
         "forks-with-views" => fork::forks_with_views(),
+        "forks-with-newest-values" => fork::forks_with_newest_values(),
         "forks-with-tasks" => fork::forks_with_tasks(),
         "forks-with-a-loan" => fork::forks_with_a_loan(),
         "serves-and-forks" => fork::serves_and_forks(arguments[0]),

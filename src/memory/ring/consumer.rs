@@ -336,6 +336,11 @@ pub(crate) struct HandBack {
 }
 
 impl HandBack {
+    /// Whose memory it writes.
+    pub(crate) fn origin(&self) -> Origin {
+        self.origin
+    }
+
     /// The words of a new lane, and how its sender is woken. `end` is dropped when nothing that
     /// came on the lane is looked at any more.
     pub(crate) fn new(

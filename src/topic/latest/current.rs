@@ -5,8 +5,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::memory::board::let_go;
-use crate::memory::layout::HoldBlock;
+use crate::lane::Holding;
 use crate::memory::segment::PeerSegment;
 use crate::message::{CodecError, ShmLatest, to_owned};
 use crate::sys::clock;
@@ -18,23 +17,24 @@ use crate::sys::clock;
 /// with [`to_value`](Self::to_value).
 pub struct Current<'a, T: ShmLatest> {
     archived: &'a T::Archived,
-    hold: &'a HoldBlock,
+    _hold: Holding<'a>,
     published: u64,
+    // Behind the hold: what is held is mapped.
     _segment: Arc<PeerSegment>,
 }
 
 impl<'a, T: ShmLatest> Current<'a, T> {
-    /// A value that was validated and is held, by this word, and its segment.
+    /// A value that was validated, what holds it, and its segment.
     #[inline]
     pub(super) fn new(
         archived: &'a T::Archived,
-        hold: &'a HoldBlock,
+        hold: Holding<'a>,
         published: u64,
         segment: Arc<PeerSegment>,
     ) -> Self {
         Current {
             archived,
-            hold,
+            _hold: hold,
             published,
             _segment: segment,
         }
@@ -67,12 +67,5 @@ impl<T: ShmLatest> Deref for Current<'_, T> {
 impl<T: ShmLatest<Archived: fmt::Debug>> fmt::Debug for Current<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.archived.fmt(f)
-    }
-}
-
-impl<T: ShmLatest> Drop for Current<'_, T> {
-    #[inline]
-    fn drop(&mut self) {
-        let_go(&self.hold.hold);
     }
 }

@@ -172,13 +172,12 @@ impl<T: ShmLatest> Source<T> {
         // SAFETY: by 1. it was validated, and its publisher does not write it before it is let go, which the returned
         // does when it is dropped. Until then nothing else can be held, since that needs `&mut self`.
         let archived = unsafe { known.archived.as_ref() };
-        Current::new(archived, self.reading.hold_word(), known.published, segment)
+        Current::new(archived, self.reading.holding(), known.published, segment)
     }
 
     #[cfg(test)]
     pub(super) fn forge_hold(&self, word: u64) {
-        let hold = &self.reading.hold_word().hold;
-        hold.store(word, crate::sync::Ordering::Release);
+        self.reading.forge_hold(word);
     }
 
     #[cold]
