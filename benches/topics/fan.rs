@@ -45,7 +45,7 @@ fn now() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-fn content(bytes: usize) -> Vec<u8> {
+pub fn content(bytes: usize) -> Vec<u8> {
     // The number and the length are part of it.
     vec![7; bytes - 16]
 }
@@ -58,7 +58,7 @@ fn is_right(payload: &ArchivedPayload, id: u64, bytes: usize) -> bool {
 }
 
 /// The size and the number of subscribers that a case has in its name.
-fn parts(name: &str) -> Result<(usize, u32)> {
+pub fn parts(name: &str) -> Result<(usize, u32)> {
     let mut words = name.rsplit('-');
     let count = words.next().and_then(|word| word.strip_prefix('x'));
     let bytes = match words.next() {
@@ -239,7 +239,7 @@ pub fn take(run: &Run) -> Result<()> {
     }
 }
 
-/// Times a message from before it is published until it was read.
+/// Times a message from before it is published until the last of its subscribers has read it.
 pub fn one_way(run: &Run) -> Result<Figures> {
     let mut side = Side::start(run)?;
     let mut times = histogram()?;

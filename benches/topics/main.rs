@@ -4,8 +4,9 @@
 //!   subscribers, which all poll in the other process, and have room. What one subscriber more costs is the
 //!   difference, divided by theirs.
 //! - `stream-64B-x1` and others: one of many messages, published as fast as all subscribers take them.
-//! - `one-way-64B-x1`: from before a message is published until its subscriber has read it. Half of `raw-line` is
-//!   the limit.
+//! - `one-way-64B-x1` and others: half of the time from before a message is published until the answer to it, a message
+//!   of the same size on another topic, was read. Half of `line_ns` is the limit. To several subscribers: from before it
+//!   is published until the last of them has read it, by one clock that both processes look at, some 20 ns each.
 //! - `join-1000`: making a subscriber where 1,000 publishers of other topics are on the bus, and one of its own,
 //!   until all that is published reaches it.
 //!
@@ -21,6 +22,7 @@ mod common;
 mod fan;
 mod join;
 mod newest;
+mod trip;
 
 use std::process::ExitCode;
 
@@ -32,14 +34,23 @@ fn main() -> ExitCode {
     };
     let stream =
         |name, iterations, bytes| case(name, Mode::Spin, iterations, bytes, fan::stream, fan::take);
-    let mut cases: Vec<Case> = vec![case(
-        "one-way-64B-x1",
-        Mode::Spin,
-        50_000,
-        fan::SMALL,
-        fan::one_way,
-        fan::take,
-    )];
+    let trip = |name, iterations, bytes| {
+        case(name, Mode::Spin, iterations, bytes, trip::ask, trip::answer)
+    };
+    let one_way = |name, iterations, bytes| {
+        case(name, Mode::Spin, iterations, bytes, fan::one_way, fan::take)
+    };
+    let mut cases: Vec<Case> = vec![
+        trip("one-way-64B-x1", 50_000, fan::SMALL),
+        one_way("one-way-64B-x8", 20_000, fan::SMALL),
+        one_way("one-way-64B-x64", 5_000, fan::SMALL),
+        trip("one-way-4KiB-x1", 20_000, fan::MEDIUM),
+        one_way("one-way-4KiB-x8", 20_000, fan::MEDIUM),
+        one_way("one-way-4KiB-x64", 5_000, fan::MEDIUM),
+        trip("one-way-512KiB-x1", 2_000, fan::LARGE),
+        one_way("one-way-512KiB-x8", 2_000, fan::LARGE),
+        one_way("one-way-512KiB-x64", 1_000, fan::LARGE),
+    ];
     cases.extend([
         publish("publish-64B-x1", 20_000, fan::SMALL),
         publish("publish-64B-x8", 20_000, fan::SMALL),
@@ -54,7 +65,11 @@ fn main() -> ExitCode {
         stream("stream-64B-x8", 500, fan::SMALL),
         stream("stream-64B-x64", 100, fan::SMALL),
         stream("stream-4KiB-x1", 500, fan::MEDIUM),
+        stream("stream-4KiB-x8", 500, fan::MEDIUM),
+        stream("stream-4KiB-x64", 100, fan::MEDIUM),
         stream("stream-512KiB-x1", 20, fan::LARGE),
+        stream("stream-512KiB-x8", 20, fan::LARGE),
+        stream("stream-512KiB-x64", 10, fan::LARGE),
     ]);
     cases.push(case(
         "join-1000",
