@@ -35,7 +35,7 @@
 //! ```
 //!
 //! Errors, streams, cancelling, deadlines, and how to port a service of tarpc, tonic or lsp-server, are
-//! shown in [`conversation`].
+//! shown in [`conversation`]; publishing and subscribing in [`topics`].
 //!
 //! # Features
 //!
@@ -134,3 +134,7 @@ struct ReadmeDocTests;
 #[cfg(any(doc, doctest))]
 #[doc = include_str!("../docs/conversation.md")]
 pub mod conversation {}
+
+#[cfg(any(doc, doctest))]
+#[doc = include_str!("../docs/topics.md")]
+pub mod topics {}
