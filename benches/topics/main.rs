@@ -10,6 +10,8 @@
 //! - `join-1000`: making a subscriber where 1,000 publishers of other topics are on the bus, and one of its own,
 //!   until all that is published reaches it.
 //!
+//! - `killed`: from the kill of a subscriber that holds all that it may, in messages of 512 KiB, until the reliable
+//!   publisher that waits for it has published, and has all of it back.
 //! - `latest-get-64B` and others: reading the newest value, where a peer publishes seldom; `keyed`, one after another of
 //!   1,000 documents, found by their paths; `busy`, while the peer replaces it as fast as it can.
 //! - `latest-put-64B-x1` and others: one call of `LatestPublisher::publish`, while so many readers look as often as
@@ -21,6 +23,7 @@
 mod common;
 mod fan;
 mod join;
+mod killed;
 mod newest;
 mod trip;
 
@@ -78,6 +81,14 @@ fn main() -> ExitCode {
         0,
         join::parent,
         join::child,
+    ));
+    cases.push(case(
+        "killed",
+        Mode::Park,
+        20,
+        0,
+        killed::parent,
+        killed::child,
     ));
     let get = |name, iterations| case(name, Mode::Spin, iterations, 0, newest::get, newest::put);
     let put = |name, iterations, bytes| {
