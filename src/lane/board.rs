@@ -53,20 +53,9 @@ impl Packed {
     }
 }
 
-/// One who reads a board.
-pub(crate) struct Reader {
-    hold: OnceLock<Shared<HoldBlock>>,
-    asymmetric: bool,
-}
-
-impl Reader {
-    pub(super) fn new(link: &Link) -> Reader {
-        Reader {
-            hold: OnceLock::new(),
-            asymmetric: link.is_asymmetric(),
-        }
-    }
-}
+/// One who reads a board, as soon as its lane is open: its hold, and whether it uses the light barrier.
+#[derive(Default)]
+pub(crate) struct Reader(OnceLock<(Shared<HoldBlock>, bool)>);
 
 /// See the module.
 pub(crate) struct Board {
@@ -127,8 +116,9 @@ impl Board {
     }
 
     /// A reader's hold is known: from now on it is looked at, so the reader may begin.
-    pub(super) fn join(&self, reader: &Arc<Reader>, hold: Shared<HoldBlock>) {
-        let _ = reader.hold.set(hold);
+    pub(super) fn join(&self, reader: &Arc<Reader>, hold: Shared<HoldBlock>, link: &Link) {
+        // Both sides have said hello by now.
+        let _ = reader.0.set((hold, link.is_asymmetric()));
         lock(&self.readers).push(Arc::downgrade(reader));
     }
 
@@ -305,9 +295,9 @@ impl Board {
         let replaced = std::mem::take(&mut book.replaced);
         book.replaced_bytes = 0;
         // SYNC(board): behind `replace`; pairs with the light barrier in `hold_newest`.
-        heavy_barrier(readers.iter().any(|reader| reader.asymmetric));
-        let holds = readers.iter().filter_map(|reader| reader.hold.get());
-        let held: Vec<Held> = holds.map(|hold| held_by(&hold.hold)).collect();
+        let holds = || readers.iter().filter_map(|reader| reader.0.get());
+        heavy_barrier(holds().any(|(_, asymmetric)| *asymmetric));
+        let held: Vec<Held> = holds().map(|(hold, _)| held_by(&hold.hold)).collect();
         let mut free = Vec::new();
         for old in replaced {
             if held.iter().any(|held| held.keeps(old.location, old.index)) {

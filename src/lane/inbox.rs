@@ -298,12 +298,25 @@ impl Inbox {
     /// How many messages of a topic are lost: those that were meant for this lane, and neither came nor
     /// were told of. Once its sender is gone, and nothing more comes.
     pub(crate) fn lost(&self) -> u64 {
-        let offered = self.topic.as_ref().map_or(0, |topic| {
+        self.offered().saturating_sub(self.told())
+    }
+
+    /// How many messages were meant for this lane, where those are more than came and were told of: others are on
+    /// their way, or wait for room.
+    pub(crate) fn behind(&self) -> Option<u64> {
+        let offered = self.offered();
+        (offered > self.told()).then_some(offered)
+    }
+
+    fn offered(&self) -> u64 {
+        self.topic.as_ref().map_or(0, |topic| {
             // SYNC(offered): Acquire; pairs with Release in `Outbox::offer`.
             load_acquire(&topic.offered)
-        });
-        let told = self.ring.messages().saturating_add(self.missed);
-        offered.saturating_sub(told)
+        })
+    }
+
+    fn told(&self) -> u64 {
+        self.ring.messages().saturating_add(self.missed)
     }
 
     /// The newest values of its sender, whose messages have this alignment; once, and to be asked for only when the

@@ -90,7 +90,7 @@ pub(crate) fn offer_end(
         sends: None,
         receives: None,
         hold: None,
-        board: board.map(|board| (board.clone(), Arc::new(Reader::new(link)))),
+        board: board.map(|board| (board.clone(), Arc::new(Reader::default()))),
         door: None,
         sleeper: sleeper.clone(),
     };
@@ -213,7 +213,7 @@ pub(crate) fn complete(
         (Some(sends), Some(receives)) => {
             let (receiver, hold) = lay_their_receiving(link, receives.into(), near.form)?;
             if let (Some((board, reader)), Some(hold)) = (near.board, hold) {
-                board.join(&reader, hold);
+                board.join(&reader, hold, link);
             }
             let parts = OutboxParts {
                 node: node.clone(),

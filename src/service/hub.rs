@@ -134,6 +134,12 @@ impl Hub {
         std::mem::take(&mut self.gone)
     }
 
+    /// How many messages were meant for a lane, where not all of them have come.
+    pub(crate) fn behind(&mut self, number: usize) -> Option<u64> {
+        let lane = self.lanes.get_mut(number).and_then(Option::as_mut)?;
+        lane.inbox.get_mut().behind()
+    }
+
     /// Whether lanes were opened or ended, or have rung. Where none has, the others are not looked at.
     #[inline]
     pub(crate) fn is_rung(&self) -> bool {

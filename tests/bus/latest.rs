@@ -95,7 +95,30 @@ fn the_newest_value_is_found_by_its_key() {
         assert_eq!(version_of(latest, "c"), Some(1));
     }
     drop(publisher);
-    assert_eq!(version_of(&mut early, "b"), None);
+    // Its end is told of over the link, as a change.
+    while version_of(&mut early, "b").is_some() {
+        early.changed().wait().expect("not forked");
+        changes(&mut early);
+    }
+}
+
+/// Times are said on the lanes of a bus that says them, and change nothing about newest values.
+#[test]
+fn a_bus_may_say_when_it_publishes() {
+    let _together = together();
+    let name = name("timed-newest");
+    let config = Config {
+        timestamps: true,
+        ..Config::default()
+    };
+    let mut latest = latest(&open(&name));
+    let mut publisher = publisher(&config.open(&name).expect("it opens"));
+    for version in 0..2_000 {
+        publisher
+            .publish(&state("a", version))
+            .expect("there is memory");
+        assert_eq!(changes(&mut latest), [format!("a={version}")]);
+    }
 }
 
 #[test]
@@ -299,6 +322,7 @@ fn each_change_is_told_of_once_and_the_newest_of_each_key() {
     told.sort();
     assert_eq!(told, ["a", "d=3"]);
     drop(publisher);
+    assert!(latest.changed().wait().expect("not forked"));
     assert_eq!(changes(&mut latest), ["d"]);
 }
 
@@ -318,9 +342,11 @@ fn of_several_publishers_the_last_one_counts() {
     assert!(told.contains(&"a=3".to_owned()), "{told:?}");
     // One that goes takes its value with it; that of the other counts again.
     drop(one);
+    assert!(latest.changed().wait().expect("not forked"));
     assert_eq!(version_of(&mut latest, "a"), Some(2));
     assert_eq!(changes(&mut latest), ["a=2"]);
     drop(other);
+    assert!(latest.changed().wait().expect("not forked"));
     assert_eq!(changes(&mut latest), ["a"]);
     assert_eq!(version_of(&mut latest, "a"), None);
 }

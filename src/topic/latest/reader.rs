@@ -167,7 +167,7 @@ impl<T: ShmLatest> Latest<T> {
     /// [`ReceiveError::Forked`].
     pub fn try_next(&mut self) -> Result<Option<Change<'_, T>>, ReceiveError> {
         self.check_fork()?;
-        self.take_notes();
+        self.look_for_changes();
         Ok(match self.sources.next_change() {
             Some(Told::Value(spot, segment)) => {
                 // SAFETY: 1. it was just held.
@@ -193,6 +193,20 @@ impl<T: ShmLatest> Latest<T> {
             true => Err(ReceiveError::Forked),
             false => Ok(()),
         }
+    }
+
+    /// Learns what has changed, also where there was no room for the note of it. True where anything has.
+    fn look_for_changes(&mut self) -> bool {
+        self.take_notes();
+        if self.sources.has_changed() {
+            return true;
+        }
+        for lane in 0..self.sources.lanes() {
+            if let Some(offered) = self.hub.behind(lane) {
+                self.sources.note_behind(lane, offered);
+            }
+        }
+        self.sources.has_changed()
     }
 
     /// Learns who has come and gone, and what they say has changed.
@@ -244,8 +258,7 @@ impl<T: ShmLatest> Latest<T> {
             for _ in 0..looks {
                 // In this order: what came before the end is still told of.
                 let ended = self.port.has_ended();
-                self.take_notes();
-                if self.sources.has_changed() {
+                if self.look_for_changes() {
                     return Poll::Ready(Ok(true));
                 }
                 if ended {

@@ -67,6 +67,8 @@ pub(super) struct Source<T: ShmLatest> {
     pub(super) entries: Vec<Known<T>>,
     /// How often entries had been given to other keys when all of them were last looked at.
     pub(super) bindings: u64,
+    /// How many notes were meant for this reader when all entries were last looked at for want of some.
+    pub(super) offered: u64,
     /// Its publisher broke the protocol.
     is_broken: bool,
 }
@@ -77,6 +79,7 @@ impl<T: ShmLatest> Source<T> {
             reading,
             entries: Vec::new(),
             bindings: 0,
+            offered: 0,
             is_broken: false,
         }
     }

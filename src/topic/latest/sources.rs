@@ -99,6 +99,19 @@ impl<T: ShmLatest> Sources<T> {
         (0..count).for_each(|index| self.note((lane, index)));
     }
 
+    /// So many notes were meant for us by a publisher, and not all have come: any entry may have changed.
+    pub(super) fn note_behind(&mut self, lane: usize, offered: u64) {
+        let source = self.source(lane);
+        if source.is_some_and(|s| std::mem::replace(&mut s.offered, offered) != offered) {
+            self.note_all(lane);
+        }
+    }
+
+    /// One more than the last lane of a publisher.
+    pub(super) fn lanes(&self) -> usize {
+        self.sources.len()
+    }
+
     /// Holds the newest value of an entry; true where it is still of the key that it was of.
     #[inline]
     fn hold(&mut self, (lane, index): Spot) -> (Option<Arc<PeerSegment>>, bool) {
