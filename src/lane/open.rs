@@ -263,6 +263,15 @@ pub(crate) fn lay_door(link: &Link, at: SegmentRef) -> Result<Shared<Doorbell>, 
     lay(link, at)
 }
 
+/// A part of a place, so many bytes behind its start.
+fn part(at: SegmentRef, offset: usize, len: usize) -> SegmentRef {
+    SegmentRef {
+        offset: at.offset.saturating_add(offset as u64),
+        len: len as u64,
+        ..at
+    }
+}
+
 fn lay_their_sending(link: &Link, at: SegmentRef, form: Form) -> Result<Sending, Fault> {
     let (words, count) = sending_size(form);
     if at.len != (words + count * CELL) as u64 {
@@ -270,18 +279,13 @@ fn lay_their_sending(link: &Link, at: SegmentRef, form: Form) -> Result<Sending,
             what: "a lane of another size",
         });
     }
-    let part = |offset: usize, len: usize| SegmentRef {
-        offset: at.offset.saturating_add(offset as u64),
-        len: len as u64,
-        ..at
-    };
-    let block = lay(link, part(0, size_of::<SenderBlock>()))?;
-    let topic = part(size_of::<SenderBlock>(), size_of::<TopicBlock>());
+    let block = lay(link, part(at, 0, size_of::<SenderBlock>()))?;
+    let topic = part(at, size_of::<SenderBlock>(), size_of::<TopicBlock>());
     let topic = match form {
         Form::Topic | Form::Latest => Some(lay(link, topic)?),
         Form::Call | Form::OneWay => None,
     };
-    let (segment, place) = link.resolve(part(words, count * CELL), CELL as u64)?;
+    let (segment, place) = link.resolve(part(at, words, count * CELL), CELL as u64)?;
     // SAFETY: 1. the range was resolved for so many cells on their alignment.
     let cells = unsafe { Shared::<[Cell]>::peer_slice(segment, place, count) };
     Ok(Sending {
@@ -299,13 +303,8 @@ fn lay_their_receiving(link: &Link, at: SegmentRef, form: Form) -> Result<Receiv
             what: "a receiving end of another size",
         });
     }
-    let part = |offset: usize, len: usize| SegmentRef {
-        offset: at.offset.saturating_add(offset as u64),
-        len: len as u64,
-        ..at
-    };
-    let block = lay(link, part(0, size_of::<ReceiverBlock>()))?;
-    let hold = part(size_of::<ReceiverBlock>(), size_of::<HoldBlock>());
+    let block = lay(link, part(at, 0, size_of::<ReceiverBlock>()))?;
+    let hold = part(at, size_of::<ReceiverBlock>(), size_of::<HoldBlock>());
     let hold = (form == Form::Latest).then(|| lay(link, hold));
     Ok((block, hold.transpose()?))
 }
