@@ -677,3 +677,6 @@ impl Drive for Core {
         false
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -44,7 +44,13 @@ fn walk(id: u64, steps: u32, bytes: u32) -> Walk {
 
 /// Counts how many wakers there are, and how often one was woken.
 #[derive(Default)]
-struct Counting(AtomicUsize);
+pub(crate) struct Counting(AtomicUsize);
+
+impl Counting {
+    pub(crate) fn woken(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
 
 impl Wake for Counting {
     fn wake(self: Arc<Self>) {
@@ -52,7 +58,7 @@ impl Wake for Counting {
     }
 }
 
-fn poll<F: Future + Unpin>(future: &mut F, waker: &Waker) -> Poll<F::Output> {
+pub(crate) fn poll<F: Future + Unpin>(future: &mut F, waker: &Waker) -> Poll<F::Output> {
     Pin::new(future).poll(&mut Context::from_waker(waker))
 }
 

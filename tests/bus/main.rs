@@ -20,6 +20,7 @@ mod race;
 mod sequence;
 mod serving;
 mod streams;
+mod subscribers;
 mod superseded;
 mod support;
 mod tasks;

@@ -1,0 +1,71 @@
+//! Subscribers that many tasks share.
+
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+
+use shmbus::{AsyncSubscriber, Config, ShmMessage, Wait};
+
+use crate::ends::{Counting, poll};
+use crate::faults::Unchecked;
+use crate::support::{name, open, together};
+
+/// Archives any number as a `bool`.
+#[derive(ShmMessage)]
+#[shm(topic = "switches")]
+struct Switch {
+    from: u32,
+    #[rkyv(with = Unchecked)]
+    is_on: u8,
+}
+
+/// Looks once: which publisher there is a message of.
+fn look(subscriber: &AsyncSubscriber<Switch>, waker: &Waker) -> Option<u32> {
+    match poll(&mut subscriber.next(), waker) {
+        Poll::Ready(Ok(switch)) => Some(switch.expect("the bus is open").from.to_native()),
+        Poll::Ready(Err(error)) => panic!("{error}"),
+        Poll::Pending => None,
+    }
+}
+
+/// More publishers than are looked at directly, and one of another link whose message is none.
+#[test]
+fn an_invalid_message_has_nobody_else_unheard() {
+    const HONEST: u32 = 6;
+    let _together = together();
+    let name = name("invalid-on-topic");
+    let parks = Config {
+        wait: Wait::Park,
+        ..Config::default()
+    };
+    let bus = parks.open(&name).expect("it opens");
+    let subscriber = bus.async_subscriber::<Switch>().expect("it joins");
+    let (here, there) = (open(&name), open(&name));
+    let publisher = |_| here.publisher::<Switch>().expect("it joins");
+    let mut honest: Vec<_> = (0..HONEST).map(publisher).collect();
+    let mut other = there.publisher::<Switch>().expect("it joins");
+    let counting = Arc::new(Counting::default());
+    let waker = Waker::from(counting.clone());
+    assert_eq!(look(&subscriber, &waker), None);
+    for (from, publisher) in (0..).zip(&mut honest) {
+        let switch = Switch { from, is_on: 1 };
+        publisher.publish(&switch).expect("there is room");
+    }
+    let invalid = Switch { from: 99, is_on: 2 };
+    other.publish(&invalid).expect("there is room");
+    for _ in 0..HONEST {
+        assert!(look(&subscriber, &waker).is_some_and(|from| from < HONEST));
+    }
+    assert_eq!(look(&subscriber, &waker), None);
+    let incidents = bus.take_incidents();
+    assert_eq!(incidents.len(), 1, "{incidents:?}");
+    for (from, publisher) in (0..).zip(&mut honest) {
+        let woken = counting.woken();
+        let switch = Switch { from, is_on: 0 };
+        publisher.publish(&switch).expect("there is room");
+        while counting.woken() == woken {
+            std::thread::yield_now();
+        }
+        assert_eq!(look(&subscriber, &waker), Some(from));
+        while look(&subscriber, &waker).is_some() {}
+    }
+}
