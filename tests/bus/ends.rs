@@ -46,12 +46,6 @@ fn walk(id: u64, steps: u32, bytes: u32) -> Walk {
 #[derive(Default)]
 pub(crate) struct Counting(AtomicUsize);
 
-impl Counting {
-    pub(crate) fn woken(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
 impl Wake for Counting {
     fn wake(self: Arc<Self>) {
         self.0.fetch_add(1, Ordering::Relaxed);
