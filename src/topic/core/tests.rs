@@ -3,17 +3,14 @@
 //! Unsafe code is allowed because the derives of rkyv emit it.
 #![allow(unsafe_code)]
 
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::*;
-use crate::Config;
 use crate::error::Fault;
 use crate::lane::Packer;
 use crate::link::member::Part;
-use crate::link::node::Reach;
 use crate::link::offer::{Asked, Offer, Port};
-use crate::link::place::{self, socket_name};
+use crate::link::topics::tests::{Party, parties};
 use crate::link::wire::{Refusal, Schemas};
 use crate::link::{Answer, LaneId, Link};
 use crate::service::client::give_back;
@@ -35,30 +32,6 @@ struct News {
 fn news(number: u64, is_large: bool) -> News {
     let text = "x".repeat(if is_large { 5_000 } else { 0 });
     News { number, text }
-}
-
-/// A bus.
-struct Party(Arc<Node>);
-
-impl Drop for Party {
-    fn drop(&mut self) {
-        self.0.stop();
-    }
-}
-
-fn parties<const N: usize>() -> [Party; N] {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    // Relaxed: only that none comes twice matters.
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let name = format!("core-{}-{count}", std::process::id());
-    [(); N].map(|()| {
-        let reach = Reach::Name {
-            name: name.clone(),
-            place: place::Place::open(&name).unwrap(),
-            socket: socket_name(),
-        };
-        Party(Node::start(reach, Config::default()).unwrap())
-    })
 }
 
 impl Party {
