@@ -356,8 +356,9 @@ impl Core {
 
     /// A lane was opened, or is not to be.
     fn joined(&self, key: &Key, connected: Result<Connected, ConnectError>) {
+        let is_lost = matches!(connected, Err(ConnectError::Lost { .. }));
         let failed = match &connected {
-            // Nobody is there any more.
+            // Nobody is there any more, or not over this link.
             Ok(_) | Err(ConnectError::NoServer { .. } | ConnectError::Lost { .. }) => None,
             Err(error) => Some((error.to_string(), is_lasting(error), pid_of(error))),
         };
@@ -366,7 +367,7 @@ impl Core {
             let came = state.opening.iter().any(|o| !is_other(o) && o.came);
             state.opening.retain(is_other);
             let Ok(Connected { outbox, closer, .. }) = connected else {
-                return Err(came);
+                return Err(came || is_lost);
             };
             state.unreached.remove(&key.1);
             let joined = (outbox.link().clone(), closer.number());

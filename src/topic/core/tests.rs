@@ -47,8 +47,8 @@ impl Party {
         joined.unwrap().1
     }
 
-    /// As a publisher begins, but for the waiting.
-    fn publish_as(&self, contract: Contract, delivery: Delivery) -> (Arc<Core>, Offer) {
+    /// As a publisher begins, but for the waiting, and without a look at who is there.
+    fn begin(&self, contract: Contract, delivery: Delivery) -> (Arc<Core>, Offer) {
         let node = &self.0;
         let sleeper = node.new_sleeper(Waiter::Tasks).unwrap();
         let joined = node.join_topic(TOPIC, Part::Publisher, None);
@@ -63,14 +63,15 @@ impl Party {
         );
         sleeper.attach(Arc::downgrade(&core) as Weak<_>, node.due().clone());
         node.follow(TOPIC, Part::Subscriber, Arc::downgrade(&core) as Weak<_>);
-        for member in node.members(TOPIC, Part::Subscriber) {
-            core.clone().found(node, &member);
-        }
         (core, offer)
     }
 
     fn publish(&self, delivery: Delivery) -> (Arc<Core>, Offer) {
-        self.publish_as(Contract::topic::<News>(), delivery)
+        let (core, offer) = self.begin(Contract::topic::<News>(), delivery);
+        for member in self.0.members(TOPIC, Part::Subscriber) {
+            core.clone().found(&self.0, &member);
+        }
+        (core, offer)
     }
 
     /// Holds the quiet thread up until the returned is dropped.
@@ -230,4 +231,63 @@ fn who_comes_under_a_name_that_is_being_refused_is_asked_too() {
             state.opening.is_empty() && state.unreached.is_empty()
         });
     }
+}
+
+/// Does something for long when it is dropped.
+struct Lingers(Option<Box<dyn FnOnce() + Send>>);
+
+impl Drop for Lingers {
+    fn drop(&mut self) {
+        self.0.take().expect("it is dropped once")();
+    }
+}
+
+/// A link that is about to end closes the lines that it has, and takes one more for a moment.
+#[test]
+fn a_lane_over_a_link_that_is_about_to_end_is_not_opened() {
+    let [here, there] = parties();
+    let _subscriber = there.subscribe();
+    let (core, _offer) = here.publish(Delivery::Reliable);
+    until("it joins", || core.subscribers() == 1);
+    let link = lock(&core.state).lanes[0].outbox.link().clone();
+    let ((ends, ending), (go, goes)) = (channel(), channel::<()>());
+    let lingers = Lingers(Some(Box::new(move || {
+        let _ = ends.send(());
+        let _ = goes.recv();
+    })));
+    let id = link.new_lane(Line::new(core.sleeper.clone()), Vec::new());
+    link.answer_later(id, Box::new(move |_| drop(lingers)));
+    let dying = std::thread::spawn({
+        let link = link.clone();
+        move || link.die(None)
+    });
+    ending.recv_timeout(WATCHDOG).expect("it ends");
+    let line = Line::new(core.sleeper.clone());
+    let name = Member::new(TOPIC, Part::Subscriber, 0).name();
+    let ends = (core.sleeper.clone(), line.clone());
+    let opened = open_lane_later(
+        &here.0,
+        &link,
+        (&name, 0),
+        &core.contract,
+        ends,
+        None,
+        |_| unreachable!("nobody answers"),
+    );
+    assert!(matches!(opened, Err(ConnectError::Lost { .. })) || line.is_closed());
+    drop(go);
+    dying.join().unwrap();
+    until("it joins over another link", || core.subscribers() == 1);
+}
+
+/// Who is not reached over a link that ends is there, perhaps: over another link.
+#[test]
+fn who_is_lost_with_a_link_is_looked_for_again() {
+    let [here, there] = parties();
+    let _subscriber = there.subscribe();
+    let (core, _offer) = here.begin(Contract::topic::<News>(), Delivery::Reliable);
+    let key = (u64::MAX, Member::new(TOPIC, Part::Subscriber, 0));
+    let fault = None;
+    core.joined(&key, Err(ConnectError::Lost { pid: 0, fault }));
+    until("it joins", || core.subscribers() == 1);
 }
