@@ -13,6 +13,7 @@ use crate::link::offer::{Asked, Offer, Port};
 use crate::link::topics::tests::{Party, parties};
 use crate::link::wire::{Refusal, Schemas};
 use crate::link::{Answer, LaneId, Link};
+use crate::message::Nothing;
 use crate::service::client::give_back;
 use crate::service::hub::Hub;
 use crate::service::port::HubPort;
@@ -290,4 +291,17 @@ fn who_is_lost_with_a_link_is_looked_for_again() {
     let fault = None;
     core.joined(&key, Err(ConnectError::Lost { pid: 0, fault }));
     until("it joins", || core.subscribers() == 1);
+}
+
+/// Nobody waits for a publisher of another layout, whose messages never come.
+#[test]
+fn a_publisher_of_another_layout_is_not_waited_for() {
+    let [here, there] = parties();
+    let (_core, _offer) = here.begin(Contract::topic::<Nothing>(), Delivery::Reliable);
+    let (port, _subscriber) = there.subscribe();
+    let begun = Instant::now();
+    port.wait_for_publishers(Duration::from_secs(3600), || {
+        assert!(begun.elapsed() < WATCHDOG, "it is waited for");
+        vec![0]
+    });
 }
