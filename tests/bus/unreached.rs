@@ -133,6 +133,61 @@ fn what_one_took_with_it_is_told_while_others_publish() {
     panic!("{received} received and {missed} missed of {SENT}");
 }
 
+/// A message that nobody got is filled anew where it lies.
+#[test]
+fn a_loan_stays_in_place_where_there_is_no_room() {
+    let _together = together();
+    let name = name("loan-without-room");
+    let (here, there) = (open(&name), open(&name));
+    for subscribers in [1, 3] {
+        let subscribe = |_| there.subscriber::<Page>().expect("it joins");
+        let mut subscribers: Vec<_> = (0..subscribers).map(subscribe).collect();
+        let mut publisher = here.publisher::<Page>().expect("it joins");
+        let mut last = 0;
+        while publisher.try_publish(&page(last, 0)).is_ok() {
+            last += 1;
+        }
+        let values = publisher.loan_bytes(10_000).expect("there is memory");
+        let mut page = Page {
+            number: last,
+            values,
+        };
+        let soon = Duration::from_millis(2);
+        for turn in 1..10u8 {
+            assert!(page.values.is_in_place(), "{turn}");
+            page.values.fill(turn);
+            let full = match turn % 3 {
+                0 => publisher.try_publish(&page),
+                1 => publisher.publish_timeout(&page, soon),
+                _ => {
+                    let mut publishing = publisher.publish_async(&page);
+                    assert!(poll(&mut publishing, Waker::noop()).is_pending());
+                    continue;
+                }
+            };
+            assert!(matches!(full, Err(SendError::Full)), "{full:?}");
+        }
+        let mut publishing = publisher.publish_async(&page);
+        assert!(poll(&mut publishing, Waker::noop()).is_pending());
+        for subscriber in &mut subscribers {
+            for number in 0..last {
+                let page = subscriber.next().expect("nothing is missed");
+                assert_eq!(page.expect("the bus is open").number, number);
+            }
+            assert!(subscriber.try_next().expect("nothing is missed").is_none());
+        }
+        let published = poll(&mut publishing, Waker::noop());
+        assert!(matches!(published, Poll::Ready(Ok(()))), "there is room");
+        drop(publishing);
+        assert!(!page.values.is_in_place(), "it is read from now on");
+        for subscriber in &mut subscribers {
+            let page = subscriber.next().expect("nothing is missed");
+            let page = page.expect("the bus is open");
+            assert!(page.values.iter().all(|byte| *byte == 9));
+        }
+    }
+}
+
 /// Does something when its waker is kept for the first time, and counts how often it is woken.
 struct Hooked {
     on_keep: Mutex<Option<Box<dyn FnOnce() + Send>>>,
