@@ -65,3 +65,32 @@ fn an_invalid_message_has_nobody_else_unheard() {
         while look(&subscriber, &waker).is_some() {}
     }
 }
+
+/// However often it is waited for, and given up, one waker is kept for each that waits.
+#[test]
+fn who_waits_no_more_keeps_no_waker() {
+    let _together = together();
+    let bus = open(&name("next-wakers"));
+    let subscriber = bus.async_subscriber::<Switch>().expect("it joins");
+    let counting = Arc::new(Counting::default());
+    let waker = Waker::from(counting.clone());
+    let before = Arc::strong_count(&counting);
+    let mut waits = subscriber.next();
+    for _ in 0..1_000 {
+        assert!(poll(&mut waits, &waker).is_pending());
+        let other = Waker::from(counting.clone());
+        let mut gives_up = subscriber.next();
+        assert!(poll(&mut gives_up, &other).is_pending());
+    }
+    let kept = Arc::strong_count(&counting) - before;
+    assert!(kept <= 1, "{kept} wakers are kept");
+    let mut publisher = bus.publisher::<Switch>().expect("it joins");
+    let switch = Switch { from: 1, is_on: 1 };
+    publisher.publish(&switch).expect("there is room");
+    assert!(poll(&mut waits, &waker).is_ready());
+    drop(waits);
+    // Perhaps the quiet thread is about to wake it.
+    while Arc::strong_count(&counting) > before {
+        std::thread::yield_now();
+    }
+}
