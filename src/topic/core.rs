@@ -21,7 +21,7 @@ mod newest;
 
 pub(super) use newest::Change;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::ErrorKind;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Wake, Waker};
@@ -45,6 +45,8 @@ use crate::wait::tasks::{Drive, Due, Place, Wakers, wake};
 /// How long lies between two tries where nobody tells when the next one would do.
 const BUSY: Duration = Duration::from_millis(5);
 
+/// The most lanes that are being opened over one link: each takes memory, and a peer may never answer.
+const MOST_OPENING: usize = 64;
 /// After so many messages in blocks, each lane has looked what came back.
 const ROUND: usize = 16;
 
@@ -70,6 +72,8 @@ pub(super) struct Core {
 struct State {
     lanes: Vec<Lane>,
     opening: Vec<Opening>,
+    /// Who is asked once others of the same link have answered.
+    behind: HashSet<Key>,
     /// Subscribers that could not be reached; and whether that is tried again in a moment.
     unreached: HashMap<Member, bool>,
     /// What those get who come later; how many messages that are at most, and how many bytes of blocks it is.
@@ -125,6 +129,7 @@ impl Core {
         let state = State {
             lanes: Vec::new(),
             opening: Vec::new(),
+            behind: HashSet::new(),
             unreached: HashMap::new(),
             history: begin.collect(),
             depth,
@@ -182,7 +187,7 @@ impl Core {
     pub(super) fn settle(&self, timeout: Duration) {
         let deadline = Instant::now() + timeout;
         let mut state: MutexGuard<'_, State> = lock(&self.state);
-        while !state.opening.is_empty() || state.unreached.values().any(|&is_tried| is_tried) {
+        while state.is_joining() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
@@ -398,8 +403,6 @@ impl Core {
                 let name = key.1.name();
                 // A link that cannot be told anything is given up.
                 let _ = link.say(&Control::Joined { name, lane });
-                // Who waits for room looks again; not woken here, where the reader of the link holds its lock.
-                self.due.push(self.me.clone());
             }
             (Err(came), Some((what, is_lasting, pid))) => {
                 self.unreached(&key.1, came || !is_lasting, Some((pid, what)));
@@ -407,6 +410,9 @@ impl Core {
             (Err(true), None) => self.unreached(&key.1, true, None),
             (Err(false), None) => self.gone(&key.1),
         }
+        // Who waits for room looks again, and others are asked; not here, where the reader of the link holds its
+        // lock.
+        self.due.push(self.me.clone());
         self.settled.notify_all();
     }
 
@@ -463,6 +469,7 @@ impl Core {
         }
         let ended = self.enter(|state| {
             while state.forget_oldest() {}
+            state.behind.clear();
             for lane in &mut state.lanes {
                 lane.give_kept(self.budget);
             }
@@ -477,6 +484,39 @@ impl Core {
 }
 
 impl State {
+    /// Whether somebody is about to be reached.
+    fn is_joining(&self) -> bool {
+        let mut unreached = self.unreached.values();
+        !self.opening.is_empty() || !self.behind.is_empty() || unreached.any(|&is_tried| is_tried)
+    }
+
+    /// How many lanes are being opened over a link.
+    fn opening_over(&self, link: u64) -> usize {
+        let over = |opening: &&Opening| opening.key.0 == link && !opening.line.is_closed();
+        self.opening.iter().filter(over).count()
+    }
+
+    /// Takes those that are to be asked now; and whether others may be the next time.
+    fn take_behind(&mut self) -> (Vec<Member>, bool) {
+        let mut counts = HashMap::new();
+        let mut next = Vec::new();
+        let mut behind = std::mem::take(&mut self.behind);
+        behind.retain(|(link, member)| {
+            let count = counts
+                .entry(*link)
+                .or_insert_with(|| self.opening_over(*link));
+            let is_next = *count < MOST_OPENING;
+            if is_next {
+                *count += 1;
+                next.push(member.clone());
+            }
+            !is_next
+        });
+        self.behind = behind;
+        let are_more = !next.is_empty() && !self.behind.is_empty();
+        (next, are_more)
+    }
+
     /// Has some lanes look what came back, others the next time: so that blocks return before they are missed,
     /// and no message costs the look at all lanes.
     fn take_some_back(&mut self) {
@@ -626,12 +666,17 @@ impl Follow for Core {
                     opening.came |= is_it;
                     is_it
                 });
-            if !known {
-                let (key, line) = (key.clone(), line.clone());
-                let came = false;
-                state.opening.push(Opening { key, line, came });
+            if known {
+                return false;
             }
-            !known
+            if state.opening_over(key.0) >= MOST_OPENING {
+                state.behind.insert(key.clone());
+                return false;
+            }
+            let (key, line) = (key.clone(), line.clone());
+            let came = false;
+            state.opening.push(Opening { key, line, came });
+            true
         });
         if !is_new {
             return;
@@ -662,20 +707,20 @@ impl Drive for Core {
             return false;
         }
         let (gone, closed) = self.look_around();
-        self.settled.notify_all();
-        let keys: Vec<Key> = gone.iter().map(|lane| lane.key.clone()).collect();
-        let keys = keys
-            .into_iter()
-            .chain(closed.iter().map(|opening| opening.key.clone()));
-        let keys: Vec<Key> = keys.collect();
-        drop((gone, closed));
         // Others may have come under the names of those that are gone, before these were found to be gone.
+        let lanes = gone.iter().map(|lane| &lane.key.1);
+        let openings = closed.iter().map(|opening| &opening.key.1);
+        let mut members: Vec<Member> = lanes.chain(openings).cloned().collect();
+        drop((gone, closed));
+        let (behind, are_more) = self.enter(State::take_behind);
+        members.extend(behind);
         if let (Some(node), Some(me)) = (self.node.upgrade(), self.me.upgrade()) {
-            for (_, member) in &keys {
+            for member in &members {
                 me.clone().found(&node, member);
             }
         }
-        false
+        self.settled.notify_all();
+        are_more
     }
 }
 

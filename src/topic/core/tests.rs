@@ -305,3 +305,40 @@ fn a_publisher_of_another_layout_is_not_waited_for() {
         vec![0]
     });
 }
+
+/// A process with many names costs no more memory than those that answer need.
+#[test]
+fn few_lanes_at_a_time_are_opened_over_a_link() {
+    const MANY: usize = 3 * MOST_OPENING + 7;
+    for link_ends in [false, true] {
+        let [here, there] = parties();
+        let _subscribers = [(); MANY].map(|()| there.subscribe());
+        let halt = there.halt();
+        let (core, _offer) = here.publish(Delivery::Reliable);
+        let link = {
+            let state = lock(&core.state);
+            assert_eq!(state.opening.len(), MOST_OPENING);
+            assert_eq!(state.behind.len(), MANY - MOST_OPENING);
+            here.0.link(state.opening[0].key.0).expect("it stands")
+        };
+        if link_ends {
+            link.die(None);
+        }
+        drop(halt);
+        until("all join", || core.subscribers() == MANY);
+        until("all are asked", || !lock(&core.state).is_joining());
+    }
+}
+
+#[test]
+fn who_was_to_be_asked_and_is_gone_is_forgotten() {
+    let [here] = parties();
+    let (core, _offer) = here.begin(Contract::topic::<News>(), Delivery::Reliable);
+    let gone = |number| (u64::MAX, Member::new(TOPIC, Part::Subscriber, number));
+    let many = 2 * MOST_OPENING as u32 + 1;
+    lock(&core.state).behind.extend((0..many).map(gone));
+    assert!(core.drive(), "some are left");
+    assert!(core.drive(), "one is left");
+    assert!(!core.drive());
+    assert!(!lock(&core.state).is_joining());
+}
