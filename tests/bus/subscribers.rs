@@ -1,13 +1,70 @@
-//! Subscribers that many tasks share.
+//! Subscribers that tasks wait for, and how they end.
 
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 
 use shmbus::{AsyncSubscriber, Config, ShmMessage, Wait};
 
-use crate::ends::{Counting, poll};
 use crate::faults::Unchecked;
-use crate::support::{name, open, together};
+use crate::support::{Counting, name, open, poll, together};
+use crate::topics::{News, check, news};
+
+#[test]
+fn tasks_subscribe() {
+    const EACH: u64 = 3_000;
+    let _together = together();
+    for wait in [Wait::Adaptive, Wait::Park, Wait::Spin] {
+        let name = name(&format!("tasks-subscribe-{wait:?}"));
+        let config = Config {
+            wait,
+            ..Config::default()
+        };
+        let bus = config.open(&name).expect("it opens");
+        let runtime = tokio::runtime::Runtime::new().expect("threads");
+        runtime.block_on(async {
+            let subscribing: Vec<_> = (0..4)
+                .map(|_| {
+                    let subscriber = bus.async_subscriber::<News>().expect("it joins");
+                    tokio::spawn(async move {
+                        for expected in 0..EACH {
+                            let news = subscriber.next().await.expect("nothing is missed");
+                            let news = news.expect("the bus is open");
+                            assert_eq!(check(&news), (1, expected));
+                        }
+                        assert!(subscriber.try_next().expect("not forked").is_none());
+                    })
+                })
+                .collect();
+            let mut publisher = bus.publisher::<News>().expect("it joins");
+            let publishing = tokio::spawn(async move {
+                for number in 0..EACH {
+                    let next = news(1, number);
+                    publisher.publish_async(&next).await.expect("there is room");
+                }
+                publisher
+            });
+            for subscribing in subscribing {
+                subscribing.await.expect("it takes all");
+            }
+            drop(publishing.await.expect("it publishes all"));
+        });
+    }
+}
+
+#[test]
+fn subscribers_end_with_their_bus() {
+    let _together = together();
+    let bus = open(&name("closing"));
+    let mut subscriber = bus.subscriber::<News>().expect("it joins");
+    let shared = bus.async_subscriber::<News>().expect("it joins");
+    let mut publisher = bus.publisher::<News>().expect("it joins");
+    publisher.publish(&news(1, 1)).expect("there is room");
+    bus.close();
+    assert!(subscriber.next().expect("nothing is missed").is_some());
+    assert!(subscriber.next().expect("nothing is missed").is_none());
+    assert!(shared.next().wait().expect("nothing is missed").is_some());
+    assert!(shared.next().wait().expect("nothing is missed").is_none());
+}
 
 /// Archives any number as a `bool`.
 #[derive(ShmMessage)]

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use shmbus::{Bulk, Config, Delivery, Publishing, ReceiveError, SendError, ShmMessage};
 
-use crate::ends::poll;
-use crate::support::{name, open, together};
+use crate::support::{name, open, poll, together};
+use crate::topics::LOSSY;
 
 #[derive(ShmMessage)]
 #[shm(topic = "pages")]
@@ -63,6 +63,58 @@ fn a_history_of_large_messages_takes_no_more_than_its_part() {
             assert_eq!(page.number, number);
             assert!(page.values.iter().all(|&value| value == number as u8));
         }
+    }
+}
+
+/// Views of large messages hold memory up to a bound, which is none of a publisher that does not wait.
+#[test]
+fn memory_of_messages_returns() {
+    #[derive(ShmMessage)]
+    #[shm(topic = "images")]
+    struct Image {
+        number: u64,
+        pixels: Bulk<u32>,
+    }
+    const PIXELS: usize = 100_000;
+    let _together = together();
+    let config = Config {
+        memory_limit: 64 << 20,
+        ..Config::default()
+    };
+    let name = name("images");
+    let (here, there) = (config.open(&name).expect("it opens"), open(&name));
+    let mut subscriber = there.subscriber::<Image>().expect("it joins");
+    let mut other = there.subscriber::<Image>().expect("it joins");
+    let mut publisher = here.publisher_as::<Image>(LOSSY).expect("it joins");
+    for number in 0..2_000u64 {
+        let mut pixels = publisher.loan_slice(PIXELS).expect("there is memory");
+        pixels.fill(number as u32);
+        publisher
+            .publish(&Image { number, pixels })
+            .expect("it never waits");
+        // One takes each, the other none.
+        let image = subscriber.next().expect("nothing is missed");
+        let image = image.expect("the bus is open");
+        assert_eq!(image.number, number);
+        assert_eq!(image.pixels.as_ptr().addr() % 64, 0);
+        assert!(image.pixels.iter().all(|pixel| *pixel == number as u32));
+    }
+    let (taken, _) = here.memory();
+    assert!(taken < 40 << 20, "{taken} bytes");
+    let mut came = 0;
+    let mut missed = 0;
+    while came + missed < 2_000 {
+        match other.next() {
+            Ok(image) => came += u64::from(image.is_some()),
+            Err(ReceiveError::Lagged { missed: n, .. }) => missed += n,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert_eq!(came + missed, 2_000);
+    drop((publisher, subscriber, other));
+    // The ends of both lanes are on their way.
+    while here.memory().1 > 1 << 20 {
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
