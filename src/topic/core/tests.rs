@@ -5,16 +5,18 @@
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use super::lanes::MOST_OPENING;
 use super::*;
-use crate::error::Fault;
+use crate::error::{ConnectError, Fault};
 use crate::lane::Packer;
 use crate::link::member::Part;
 use crate::link::offer::{Asked, Offer, Port};
 use crate::link::topics::tests::{Party, parties};
-use crate::link::wire::{Refusal, Schemas};
-use crate::link::{Answer, LaneId, Link};
+use crate::link::wire::{Control, Refusal, Schemas};
+use crate::link::{Answer, LaneId, Line, Link};
 use crate::message::Nothing;
 use crate::service::client::give_back;
+use crate::service::connect::open_lane_later;
 use crate::service::hub::Hub;
 use crate::service::port::HubPort;
 use crate::wait::{Wait, Waiter};
