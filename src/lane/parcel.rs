@@ -19,12 +19,16 @@ use crate::error::SendError;
 use crate::link::node::Node;
 use crate::memory::arena::Block;
 use crate::memory::layout::{CELL, Kind, SegmentRef, Starts};
-use crate::memory::loan::loan_len;
+use crate::memory::loan::{LoanBlock, loan_len};
 use crate::message::{EncodeError, Loans, ShmMessage, SlotWriter, Wanted, encode, layout_of};
 
 /// See the module.
 #[derive(Clone)]
-pub(crate) struct Parcel(pub(super) Packed);
+pub(crate) struct Parcel {
+    pub(super) packed: Packed,
+    /// What it was archived around.
+    loan: Option<LoanBlock>,
+}
 
 #[derive(Clone)]
 pub(super) enum Packed {
@@ -39,15 +43,27 @@ impl Parcel {
         let starts = Starts::new(align_of::<u64>(), timed);
         let mut stage = Stage::default();
         stage.put_word(number, Kind::Inline.start(starts));
-        Parcel(Packed::Cell(stage, size_of::<u64>() as u16))
+        Parcel {
+            packed: Packed::Cell(stage, size_of::<u64>() as u16),
+            loan: None,
+        }
     }
 
     /// How many bytes of the slab it takes.
     #[inline]
     pub(crate) fn block_len(&self) -> usize {
-        match &self.0 {
+        match &self.packed {
             Packed::Cell(..) => 0,
             Packed::Block(block, _) => block.len(),
+        }
+    }
+
+    /// Gives up a message that no lane was given, and that nobody keeps: a loan that it holds may be filled
+    /// anew, and sent.
+    #[cold]
+    pub(crate) fn give_up(self) {
+        if let Some(loan) = self.loan {
+            loan.unclaim();
         }
     }
 }
@@ -98,7 +114,10 @@ impl Packer {
         let noted = stage.encode_and_note(value, start, &mut loans);
         let len = noted.map_err(refused)?;
         if start + len <= CELL {
-            return Ok(Parcel(Packed::Cell(stage, len as u16)));
+            return Ok(Parcel {
+                packed: Packed::Cell(stage, len as u16),
+                loan: None,
+            });
         }
         self.check_size(len)?;
         let wanted = loans
@@ -113,7 +132,10 @@ impl Packer {
         let written = encode(value, writer).map_err(refused)?;
         unchanged(written, len)?;
         let reference = block.reference(0, len);
-        Ok(Parcel(Packed::Block(block, reference)))
+        Ok(Parcel {
+            packed: Packed::Block(block, reference),
+            loan: None,
+        })
     }
 
     fn check_size(&self, bytes: usize) -> Result<(), SendError> {
@@ -137,10 +159,10 @@ impl Packer {
         }
         let around = archive_around(value, wanted).map_err(refused);
         match around {
-            Ok(Some(reference)) if (reference.len as usize) <= self.most => {
-                let block = loan.block().clone();
-                Ok(Some(Parcel(Packed::Block(block, reference))))
-            }
+            Ok(Some(reference)) if (reference.len as usize) <= self.most => Ok(Some(Parcel {
+                packed: Packed::Block(loan.block().clone(), reference),
+                loan: Some(loan.clone()),
+            })),
             // No room around it, or too large with it: then its elements are copied, or refused as such.
             other => {
                 loan.unclaim();

@@ -5,7 +5,7 @@
 //! each time, not assumed. In it lie
 //!
 //! - `<topic>~<number>.sub`, `<topic>~<number>.pub`: who takes part in a topic, said in the same way. Once
-//!   it is true, its time is set, which whoever watches the directory learns of.
+//!   it is true and the port stands, its time is set, which whoever watches the directory learns of.
 //! - `<port>.port`: who offers a port: its process and its socket. Byte 0 is locked by the owner
 //!   as long as it lives, byte 1 once what the file says is true. The kernel frees both locks when
 //!   the owner dies, so a file without them is a stale one, and the next owner takes it over.
@@ -95,6 +95,18 @@ pub(crate) struct Owned {
     origin: Origin,
     /// Holds the locks.
     file: Mine<File>,
+}
+
+impl Owned {
+    /// Has whoever watches the directory look who owns this.
+    pub(super) fn tell(&self) -> Result<(), OpenError> {
+        let now = SystemTime::now();
+        // Both times: one alone would be another change.
+        let times = FileTimes::new().set_accessed(now).set_modified(now);
+        let action = format!("touch {}", self.path.display());
+        let touched = self.file.set_times(times);
+        touched.map_err(OpenError::system(action))
+    }
 }
 
 impl Drop for Owned {
@@ -229,11 +241,6 @@ impl Place {
         self.clean_after(&mut file);
         write_owner(&mut file, socket).map_err(failed("write"))?;
         try_lock(&file, TRUE).map_err(failed("lock"))?;
-        // Whoever watches the directory finds it true from here on.
-        let now = SystemTime::now();
-        // Both times: one alone would be another change.
-        let times = FileTimes::new().set_accessed(now).set_modified(now);
-        file.set_times(times).map_err(failed("touch"))?;
         Ok(Owned {
             path,
             origin,

@@ -45,30 +45,39 @@ impl Node {
         port: Option<Arc<dyn Port>>,
     ) -> Result<(Member, Offer), OpenError> {
         super::place::check_name(topic)?;
-        self.watch_members()?;
+        self.reach_members(part)?;
         for number in 0..=u32::MAX {
             let member = Member::new(topic, part, number);
             let name = member.name();
             if !lock(&self.topics.ours).insert(name.clone()) {
                 continue;
             }
-            // The port stands before its name does: whoever learns of the name asks for it at once.
-            if let Some(port) = &port {
-                lock(&self.ports).insert(name.clone(), port.clone());
-            }
             let mut offer = Offer::new(self, name.clone(), None);
+            // The port stands once the name is ours, so that none is asked for it that was meant for another;
+            // and before that is told, as whoever learns of it asks at once.
             match self.reach() {
-                Reach::Inherited => self.tell(&Control::Serving { name }),
+                Reach::Inherited => {
+                    self.stand(&name, port);
+                    self.tell(&Control::Serving { name });
+                }
                 Reach::Name { place, socket, .. } => {
-                    match place.try_claim(&name, socket, self.origin())? {
-                        Some(owned) => offer.own(owned),
-                        None => continue,
-                    }
+                    let Some(owned) = place.try_claim(&name, socket, self.origin())? else {
+                        continue;
+                    };
+                    self.stand(&name, port);
+                    owned.tell()?;
+                    offer.own(owned);
                 }
             }
             return Ok((member, offer));
         }
         unreachable!("no directory has so many files");
+    }
+
+    fn stand(&self, name: &str, port: Option<Arc<dyn Port>>) {
+        if let Some(port) = port {
+            lock(&self.ports).insert(name.to_owned(), port);
+        }
     }
 
     fn tell(&self, control: &Control) {
@@ -156,23 +165,24 @@ impl Node {
         }
     }
 
-    /// Has the quiet thread learn of who comes. The directory stays as long as our socket is in it.
-    fn watch_members(&self) -> Result<(), OpenError> {
+    /// Lets members reach us, and has the quiet thread learn of who comes, where that is to be known. The
+    /// directory stays as long as our socket is in it.
+    fn reach_members(&self, part: Part) -> Result<(), OpenError> {
         let Reach::Name { place, socket, .. } = self.reach() else {
             return Ok(());
         };
         self.listen(place, socket)?;
         let watch = &self.topics.watch;
-        if watch.get().is_some() {
+        // Subscribers are found: a user has few such descriptors.
+        if part.receives() || watch.get().is_some() {
             return Ok(());
         }
         let failed = OpenError::system("watch the directory of the bus");
-        let made = Inotify::new(place.dir()).map_err(failed)?;
-        if watch.set(Mine::new(made)).is_ok() {
-            let fd = watch.get().expect("it was just set").as_fd();
-            let failed = OpenError::system("watch an inotify descriptor");
-            self.epoll.add(fd, MEMBERS).map_err(failed)?;
-        }
+        let made = Mine::new(Inotify::new(place.dir()).map_err(failed)?);
+        let failed = OpenError::system("watch an inotify descriptor");
+        self.epoll.add(made.as_fd(), MEMBERS).map_err(failed)?;
+        // Where another thread was first, this one is closed, and with that not waited for.
+        let _ = watch.set(made);
         Ok(())
     }
 
@@ -197,5 +207,105 @@ impl Node {
                 }
             }
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+pub(crate) mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+    use super::super::offer::Asked;
+    use super::super::place::{self, socket_name};
+    use super::*;
+    use crate::Config;
+    use crate::error::Fault;
+    use crate::link::wire::Schemas;
+    use crate::link::{Answer, LaneId};
+
+    /// A bus.
+    pub(crate) struct Party(pub(crate) Arc<Node>);
+
+    impl Drop for Party {
+        fn drop(&mut self) {
+            self.0.stop();
+        }
+    }
+
+    /// Some that have the same name, which no others have.
+    pub(crate) fn parties<const N: usize>() -> [Party; N] {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        // Relaxed: only that none comes twice matters.
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("parties-{}-{count}", std::process::id());
+        [(); N].map(|()| {
+            let reach = Reach::Name {
+                name: name.clone(),
+                place: place::Place::open(&name).unwrap(),
+                socket: socket_name(),
+            };
+            Party(Node::start(reach, Config::default()).unwrap())
+        })
+    }
+
+    struct Silent;
+
+    impl Port for Silent {
+        fn accept(
+            &self,
+            _: &Arc<Node>,
+            _: &Arc<Link>,
+            _: LaneId,
+            _: Asked,
+        ) -> Result<Answer, Fault> {
+            unreachable!("nobody publishes")
+        }
+
+        fn differs(&self, _: u32, _: &Schemas) -> String {
+            unreachable!("nobody publishes")
+        }
+
+        fn end(&self) {}
+    }
+
+    fn subscribe(party: &Party) -> (Member, Offer) {
+        let port = Arc::new(Silent);
+        let joined = party.0.join_topic("news", Part::Subscriber, Some(port));
+        joined.unwrap()
+    }
+
+    /// Another thread looks all the time: that it looks at the right moment once in some thousand is as good as
+    /// certain.
+    #[test]
+    fn no_port_stands_under_a_name_that_is_anothers() {
+        const OTHERS: u32 = 32;
+        let [here, there] = parties();
+        let _others = [(); OTHERS as usize].map(|()| subscribe(&there));
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let looking = scope.spawn(|| {
+                let mut wrong = None;
+                // Relaxed: only how long it looks.
+                while !is_over.load(Ordering::Relaxed) {
+                    let ports = lock(&here.0.ports);
+                    let numbers = ports.keys().filter_map(|name| Member::parse(name));
+                    wrong = numbers.map(|m| m.number).find(|&n| n < OTHERS).or(wrong);
+                }
+                wrong
+            });
+            let numbers = [(); 100].map(|()| subscribe(&here).0.number);
+            is_over.store(true, Ordering::Relaxed);
+            assert_eq!(looking.join().unwrap(), None);
+            assert_eq!(numbers, [OTHERS; 100]);
+        });
+    }
+
+    #[test]
+    fn only_who_publishes_watches_the_directory() {
+        let [bus] = parties();
+        let _subscriber = subscribe(&bus);
+        assert!(bus.0.topics.watch.get().is_none());
+        let joined = bus.0.join_topic("news", Part::Publisher, None);
+        assert!(joined.is_ok());
+        assert!(bus.0.topics.watch.get().is_some());
     }
 }

@@ -138,7 +138,8 @@ fn open_lane(
 }
 
 /// Opens a lane to the port of this name as the publisher `from`, of what has changed on its board if it has one,
-/// and gives it to `then` once it is open, by whoever reads control messages. Never waits.
+/// and gives it to `then` once it is open, by whoever reads control messages. Never waits. Where the link ends
+/// first, the line is closed, or this fails.
 pub(crate) fn open_lane_later(
     node: &Arc<Node>,
     link: &Arc<Link>,
@@ -158,7 +159,12 @@ pub(crate) fn open_lane_later(
         }
     };
     link.answer_later(id, Box::new(then));
-    link.say(&open).map_err(|_| lost(link))
+    let said = link.say(&open);
+    // Where it was about to end already, nobody closes the line.
+    match said.is_err() || link.is_dead() {
+        true => Err(lost(link)),
+        false => Ok(()),
+    }
 }
 
 fn lost(link: &Link) -> ConnectError {

@@ -26,7 +26,7 @@ use crate::wait::{Sleeper, Waiter};
 const MOST_JOINING: usize = 4096;
 
 /// Of a topic: the publishers that have opened a lane, by link and number there, and those of which we have
-/// been told that what they publish from then on comes here.
+/// been told that what they publish from then on comes here, or know that it never will.
 #[derive(Default)]
 struct Publishers {
     lanes: HashMap<(u64, u32), u32>,
@@ -168,6 +168,15 @@ impl HubPort {
         }
     }
 
+    /// A publisher is not waited for any longer.
+    fn has_joined(&self, from: Option<u32>) {
+        let mut publishers = lock(&self.publishers);
+        if let Some(from) = from.filter(|_| publishers.joined.len() < MOST_JOINING) {
+            publishers.joined.insert(from);
+            self.joined.notify_all();
+        }
+    }
+
     /// Takes a number back whose lane is gone.
     pub(super) fn free_number(&self, number: usize) {
         lock(&self.numbers).free.push(number);
@@ -266,6 +275,8 @@ impl Port for HubPort {
             return Ok(Err(Refusal::NoServer));
         }
         if types != self.contract.types() {
+            // It will never join: nobody is to wait for it.
+            self.has_joined(from);
             return Ok(Err(Refusal::Layout(self.contract.schemas())));
         }
         if link.is_full() {
@@ -297,13 +308,9 @@ impl Port for HubPort {
     }
 
     fn joined(&self, lane: (u64, u32)) {
-        let mut publishers = lock(&self.publishers);
         // By its lane: the name of this port may have been another's before.
-        let from = publishers.lanes.remove(&lane);
-        if let Some(from) = from.filter(|_| publishers.joined.len() < MOST_JOINING) {
-            publishers.joined.insert(from);
-            self.joined.notify_all();
-        }
+        let from = lock(&self.publishers).lanes.remove(&lane);
+        self.has_joined(from);
     }
 
     fn differs(&self, pid: u32, schemas: &Schemas) -> String {

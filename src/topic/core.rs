@@ -1,5 +1,7 @@
 //! The lanes of a publisher, and who is behind on them.
 //!
+//! [`lanes`]: what it has of each subscriber; [`joins`]: how it reaches them.
+//!
 //! One thread publishes; the quiet thread adds subscribers, removes those that are gone, and gives those that
 //! were behind what is kept for them. A lock stands between the two, which nobody waits with: who publishes
 //! waits for room without it.
@@ -17,26 +19,29 @@
 //! Who waits leaves a waker here, asks the lane without room to ring, and looks once more (`wait`). A ring, the
 //! end of a lane, and a subscriber that comes have the port driven, which wakes it.
 
+mod joins;
+mod lanes;
 mod newest;
+#[cfg(all(test, not(loom)))]
+mod tests;
 
-pub(super) use newest::Change;
-
-use std::collections::{HashMap, VecDeque};
-use std::io::ErrorKind;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Wake, Waker};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use joins::Again;
+use lanes::{Lane, Opening, State};
+pub(super) use newest::Change;
+
 use super::publisher::Delivery;
-use crate::error::{ConnectError, OpenError, SendError};
+use crate::error::SendError;
 use crate::lane::{Board, Outbox, Parcel, To};
+use crate::link::lock;
 use crate::link::member::Member;
 use crate::link::node::Node;
 use crate::link::topics::Follow;
-use crate::link::wire::Control;
-use crate::link::{Line, lock};
 use crate::message::ShmTopic;
-use crate::service::connect::{Closer, Connected, open_lane_later};
 use crate::service::contract::Contract;
 use crate::sys::fork::Origin;
 use crate::wait::Sleeper;
@@ -44,9 +49,6 @@ use crate::wait::tasks::{Drive, Due, Place, Wakers, wake};
 
 /// How long lies between two tries where nobody tells when the next one would do.
 const BUSY: Duration = Duration::from_millis(5);
-
-/// After so many messages in blocks, each lane has looked what came back.
-const ROUND: usize = 16;
 
 /// See the module.
 pub(super) struct Core {
@@ -67,48 +69,6 @@ pub(super) struct Core {
     me: Weak<Core>,
 }
 
-struct State {
-    lanes: Vec<Lane>,
-    opening: Vec<Opening>,
-    /// Subscribers that could not be reached; and whether that is tried again in a moment.
-    unreached: HashMap<Member, bool>,
-    /// What those get who come later; how many messages that are at most, and how many bytes of blocks it is.
-    history: VecDeque<Parcel>,
-    depth: usize,
-    history_bytes: usize,
-    /// The lane that has looked last what came back, and how many looks are due, in `ROUND`ths.
-    turn: usize,
-    looks: usize,
-    /// Whether a timer has lanes tried again for which no ring will come.
-    tries: bool,
-    room: Wakers,
-    /// To be woken, and to be dropped, without the lock.
-    woken: Vec<Waker>,
-    dropped: Vec<Waker>,
-}
-
-/// Names a subscriber: its link, and its name there.
-type Key = (u64, Member);
-
-/// A lane that a subscriber was asked for.
-struct Opening {
-    key: Key,
-    line: Arc<Line>,
-    /// Whether somebody came under this name since: another one, perhaps, than who was asked.
-    came: bool,
-}
-
-/// The lane to one subscriber.
-struct Lane {
-    outbox: Outbox,
-    key: Key,
-    /// The newest message, for which there was no room, and how many before it there was none for.
-    kept: Option<Parcel>,
-    missed: u64,
-    /// Behind the outbox: once it is dropped, nothing more may be sent.
-    _closer: Closer,
-}
-
 impl Core {
     pub(super) fn new(
         node: &Arc<Node>,
@@ -125,6 +85,7 @@ impl Core {
         let state = State {
             lanes: Vec::new(),
             opening: Vec::new(),
+            behind: HashSet::new(),
             unreached: HashMap::new(),
             history: begin.collect(),
             depth,
@@ -182,7 +143,7 @@ impl Core {
     pub(super) fn settle(&self, timeout: Duration) {
         let deadline = Instant::now() + timeout;
         let mut state: MutexGuard<'_, State> = lock(&self.state);
-        while !state.opening.is_empty() || state.unreached.values().any(|&is_tried| is_tried) {
+        while state.is_joining() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
@@ -354,83 +315,6 @@ impl Core {
         None
     }
 
-    /// A lane was opened, or is not to be.
-    fn joined(&self, key: &Key, connected: Result<Connected, ConnectError>) {
-        let failed = match &connected {
-            // Nobody is there any more.
-            Ok(_) | Err(ConnectError::NoServer { .. } | ConnectError::Lost { .. }) => None,
-            Err(error) => Some((error.to_string(), is_lasting(error), pid_of(error))),
-        };
-        let joined = self.enter(|state| {
-            let is_other = |opening: &Opening| opening.key != *key;
-            let came = state.opening.iter().any(|o| !is_other(o) && o.came);
-            state.opening.retain(is_other);
-            let Ok(Connected { outbox, closer, .. }) = connected else {
-                return Err(came);
-            };
-            state.unreached.remove(&key.1);
-            let joined = (outbox.link().clone(), closer.number());
-            let mut lane = Lane {
-                outbox,
-                key: key.clone(),
-                kept: None,
-                missed: 0,
-                _closer: closer,
-            };
-            if let Some(board) = &self.board {
-                for segment in board.segments() {
-                    // A link that cannot be told anything is given up.
-                    let _ = lane.outbox.link().announce(&segment);
-                }
-            }
-            for parcel in &state.history {
-                if !lane.give(parcel, self.budget) {
-                    self.ask(&mut state.tries, &mut lane.outbox);
-                    lane.give_kept(self.budget);
-                }
-            }
-            state.lanes.push(lane);
-            Ok(joined)
-        });
-        match (joined, failed) {
-            (Ok((link, lane)), _) => {
-                let name = key.1.name();
-                // A link that cannot be told anything is given up.
-                let _ = link.say(&Control::Joined { name, lane });
-                // Who waits for room looks again; not woken here, where the reader of the link holds its lock.
-                self.due.push(self.me.clone());
-            }
-            (Err(came), Some((what, is_lasting, pid))) => {
-                self.unreached(&key.1, came || !is_lasting, Some((pid, what)));
-            }
-            (Err(true), None) => self.unreached(&key.1, true, None),
-            (Err(false), None) => self.gone(&key.1),
-        }
-        self.settled.notify_all();
-    }
-
-    /// A subscriber could not be reached: says so once, and tries it again in a moment where that may help.
-    fn unreached(&self, member: &Member, is_tried: bool, told: Option<(u32, String)>) {
-        let (is_new, is_timed) = self.enter(|state| {
-            let before = state.unreached.insert(member.clone(), is_tried);
-            (before.is_none(), before == Some(true))
-        });
-        if let (true, Some((pid, what)), Some(node)) = (is_new, told, self.node.upgrade()) {
-            node.report(pid, what);
-        }
-        // One timer for each, however often it comes.
-        if is_tried && !is_timed {
-            let again = Again(self.me.clone(), Some(member.clone()));
-            let waker = Waker::from(Arc::new(again));
-            self.due.set_timer(Instant::now() + BUSY, waker);
-        }
-    }
-
-    /// A subscriber is not there any more.
-    fn gone(&self, member: &Member) {
-        lock(&self.state).unreached.remove(member);
-    }
-
     /// Forgets lanes that ended, and gives those behind what is kept for them.
     fn look_around(&self) -> (Vec<Lane>, Vec<Opening>) {
         self.enter(|state| {
@@ -462,6 +346,7 @@ impl Core {
         }
         let ended = self.enter(|state| {
             while state.forget_oldest() {}
+            state.behind.clear();
             for lane in &mut state.lanes {
                 lane.give_kept(self.budget);
             }
@@ -475,205 +360,25 @@ impl Core {
     }
 }
 
-impl State {
-    /// Has some lanes look what came back, others the next time: so that blocks return before they are missed,
-    /// and no message costs the look at all lanes.
-    fn take_some_back(&mut self) {
-        let count = self.lanes.len();
-        self.looks += count;
-        while self.looks >= ROUND {
-            self.looks -= ROUND;
-            self.turn = (self.turn + 1) % count;
-            // A lane that ends is found closed by whoever sends on it next.
-            let _ = self.lanes[self.turn].outbox.take_back();
-        }
-    }
-
-    /// Keeps a message for those who come later: of the newest as many as they get, and as fit in so many bytes.
-    fn remember(&mut self, parcel: &Parcel, most: usize) {
-        self.history_bytes += parcel.block_len();
-        self.history.push_back(parcel.clone());
-        while self.history.len() > self.depth || self.history_bytes > most {
-            self.forget_oldest();
-        }
-    }
-
-    fn forget_oldest(&mut self) -> bool {
-        let oldest = self.history.pop_front();
-        self.history_bytes -= oldest.as_ref().map_or(0, Parcel::block_len);
-        oldest.is_some()
-    }
-}
-
-/// Whether it will fail again for the same reason.
-fn is_lasting(error: &ConnectError) -> bool {
-    matches!(error, ConnectError::Layout { .. })
-}
-
-/// The process at the other end, where that is known.
-fn pid_of(error: &ConnectError) -> u32 {
-    match error {
-        ConnectError::Layout { pid, .. } | ConnectError::NoAnswer { pid, .. } => *pid,
-        _ => std::process::id(),
-    }
-}
-
-impl Lane {
-    /// Whether there is room for a message, and nothing older is kept.
-    fn is_free(&mut self, parcel: &Parcel, budget: usize) -> bool {
-        // One that ended is passed over.
-        self.give_kept(budget) && self.outbox.has_room(parcel, 0, budget).unwrap_or(true)
-    }
-
-    /// Sends a message; or keeps it as the newest, and returns false.
-    #[inline]
-    fn give(&mut self, parcel: &Parcel, budget: usize) -> bool {
-        self.outbox.offer();
-        if self.give_kept(budget) {
-            match self.outbox.has_room(parcel, 0, budget) {
-                Ok(true) => match self.outbox.send_parcel(parcel) {
-                    Ok(true) | Err(_) => return true,
-                    Ok(false) => {}
-                },
-                // It has ended: nobody is there to get it.
-                Err(_) => return true,
-                Ok(false) => {}
-            }
-        }
-        let before = self.kept.replace(parcel.clone());
-        self.missed += u64::from(before.is_some());
-        false
-    }
-
-    /// Sends what is kept, and before it how many were missed; true where nothing is kept any more.
-    fn give_kept(&mut self, budget: usize) -> bool {
-        let Some(kept) = &self.kept else {
-            return true;
-        };
-        let notes = usize::from(self.missed > 0);
-        match self.outbox.has_room(kept, notes, budget) {
-            Ok(true) => {}
-            Ok(false) => return false,
-            Err(_) => return true,
-        }
-        if self.missed > 0 && matches!(self.outbox.say_missed(self.missed), Ok(true)) {
-            self.missed = 0;
-        }
-        if self.missed == 0 && matches!(self.outbox.send_parcel(kept), Ok(true)) {
-            self.kept = None;
-        }
-        self.kept.is_none()
-    }
-}
-
-/// Has a publisher look around again, or for a subscriber that could not be reached.
-struct Again(Weak<Core>, Option<Member>);
-
-impl Wake for Again {
-    fn wake(self: Arc<Self>) {
-        let Some(core) = self.0.upgrade() else {
-            return;
-        };
-        match (&self.1, core.node.upgrade()) {
-            (Some(member), Some(node)) => {
-                if let Some(is_tried) = lock(&core.state).unreached.get_mut(member) {
-                    *is_tried = false;
-                }
-                core.clone().found(&node, member);
-                core.settled.notify_all();
-            }
-            _ => {
-                lock(&core.state).tries = false;
-                core.drive();
-            }
-        }
-    }
-}
-
-/// Whether a connection that failed so found nobody.
-fn is_gone(kind: ErrorKind) -> bool {
-    matches!(kind, ErrorKind::NotFound | ErrorKind::ConnectionRefused)
-}
-
-impl Follow for Core {
-    fn found(self: Arc<Self>, node: &Arc<Node>, member: &Member) {
-        let link = match node.link_of(member) {
-            Ok(Some(link)) => link,
-            Ok(None) => return self.gone(member),
-            Err(OpenError::System { source, .. }) if is_gone(source.kind()) => {
-                return self.gone(member);
-            }
-            Err(OpenError::System { source, .. }) if source.kind() == ErrorKind::WouldBlock => {
-                return self.unreached(member, true, None);
-            }
-            // For want of a descriptor, say.
-            Err(error) => {
-                let told = (std::process::id(), error.to_string());
-                return self.unreached(member, true, Some(told));
-            }
-        };
-        let key: Key = (link.token(), member.clone());
-        let line = Line::new(self.sleeper.clone());
-        let is_new = self.enter(|state| {
-            let mut open = state
-                .lanes
-                .iter()
-                .filter(|lane| !lane.outbox.line().is_closed());
-            let known = open.any(|lane| lane.key == key)
-                || state.opening.iter_mut().any(|opening| {
-                    let is_it = opening.key == key && !opening.line.is_closed();
-                    opening.came |= is_it;
-                    is_it
-                });
-            if !known {
-                let (key, line) = (key.clone(), line.clone());
-                let came = false;
-                state.opening.push(Opening { key, line, came });
-            }
-            !known
-        });
-        if !is_new {
-            return;
-        }
-        let (core, joining) = (self.me.clone(), key.clone());
-        let opened = open_lane_later(
-            node,
-            &link,
-            (&member.name(), self.number),
-            &self.contract,
-            (self.sleeper.clone(), line),
-            self.board.as_ref(),
-            move |connected| {
-                if let Some(core) = core.upgrade() {
-                    core.joined(&joining, connected);
-                }
-            },
-        );
-        if let Err(error) = opened {
-            self.joined(&key, Err(error));
-        }
-    }
-}
-
 impl Drive for Core {
     fn drive(&self) -> bool {
         if self.origin.is_forked() {
             return false;
         }
         let (gone, closed) = self.look_around();
-        self.settled.notify_all();
-        let keys: Vec<Key> = gone.iter().map(|lane| lane.key.clone()).collect();
-        let keys = keys
-            .into_iter()
-            .chain(closed.iter().map(|opening| opening.key.clone()));
-        let keys: Vec<Key> = keys.collect();
-        drop((gone, closed));
         // Others may have come under the names of those that are gone, before these were found to be gone.
+        let lanes = gone.iter().map(|lane| &lane.key.1);
+        let openings = closed.iter().map(|opening| &opening.key.1);
+        let mut members: Vec<Member> = lanes.chain(openings).cloned().collect();
+        drop((gone, closed));
+        let (behind, are_more) = self.enter(State::take_behind);
+        members.extend(behind);
         if let (Some(node), Some(me)) = (self.node.upgrade(), self.me.upgrade()) {
-            for (_, member) in &keys {
+            for member in &members {
                 me.clone().found(&node, member);
             }
         }
-        false
+        self.settled.notify_all();
+        are_more
     }
 }

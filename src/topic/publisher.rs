@@ -170,7 +170,8 @@ impl<T: ShmTopic> Publisher<T> {
     ///
     /// # Errors
     ///
-    /// As [`publish`](Self::publish); [`SendError::Full`] when the time is up: nobody has got it.
+    /// As [`publish`](Self::publish); [`SendError::Full`] when the time is up: nobody has got it, and what was
+    /// lent for it stays in place.
     pub fn publish_timeout(&mut self, message: &T, timeout: Duration) -> Result<(), SendError> {
         self.publish_until(message, Some(Instant::now().checked_add(timeout)).flatten())
     }
@@ -179,12 +180,14 @@ impl<T: ShmTopic> Publisher<T> {
     ///
     /// # Errors
     ///
-    /// As [`publish`](Self::publish); [`SendError::Full`] where a subscriber has no room: nobody has got it.
+    /// As [`publish`](Self::publish); [`SendError::Full`] where a subscriber has no room: nobody has got it, and
+    /// what was lent for it stays in place.
     #[inline]
     pub fn try_publish(&mut self, message: &T) -> Result<(), SendError> {
-        match self.attempt(message, &mut None)? {
+        let mut parcel = None;
+        match self.attempt(message, &mut parcel)? {
             true => Ok(()),
-            false => Err(SendError::Full),
+            false => Err(full(parcel)),
         }
     }
 
@@ -249,7 +252,8 @@ impl<T: ShmTopic> Publisher<T> {
         }
     }
 
-    /// Archives the message, if that was not done, and publishes it if there is room.
+    /// Archives the message, if that was not done, and publishes it if there is room: else it is left in
+    /// `parcel`, and nobody was given it.
     #[inline]
     fn attempt(&mut self, message: &T, parcel: &mut Option<Parcel>) -> Result<bool, SendError> {
         if parcel.is_none() && self.was_small && !self.bus.node().origin().is_forked() {
@@ -258,14 +262,18 @@ impl<T: ShmTopic> Publisher<T> {
                 return Ok(true);
             }
         }
-        let packed = match parcel {
+        let packed = match parcel.take() {
             Some(packed) => packed,
             None => match self.pack(message)? {
-                Some(packed) => parcel.insert(packed),
+                Some(packed) => packed,
                 None => return Ok(false),
             },
         };
-        self.core.publish(packed)
+        let is_published = self.core.publish(&packed)?;
+        if !is_published {
+            *parcel = Some(packed);
+        }
+        Ok(is_published)
     }
 
     /// Archives the message; `None` where there will be memory when something comes back.
@@ -333,7 +341,7 @@ impl<T: ShmTopic> Publisher<T> {
                         std::hint::spin_loop();
                     }
                 }
-                Step::TimeUp => return Err(SendError::Full),
+                Step::TimeUp => return Err(full(parcel)),
                 Step::Sleep(_) => break,
             }
             if self.attempt(message, &mut parcel)? {
@@ -353,6 +361,13 @@ impl<T: ShmTopic> Publisher<T> {
     }
 }
 
+/// There is no room for a message, which nobody was given.
+#[cold]
+fn full(parcel: Option<Parcel>) -> SendError {
+    parcel.into_iter().for_each(Parcel::give_up);
+    SendError::Full
+}
+
 impl<T: ShmTopic> Drop for Publisher<T> {
     fn drop(&mut self) {
         self.core.end();
@@ -364,6 +379,7 @@ impl<T: ShmTopic> Drop for Publisher<T> {
 pub struct Publishes<'a, T: ShmTopic> {
     publisher: &'a mut Publisher<T>,
     message: &'a T,
+    /// Once it was archived, and as long as nobody was given it.
     parcel: Option<Parcel>,
     place: Place,
     timer: Option<Timeout>,
@@ -384,18 +400,21 @@ impl<T: ShmTopic> Publishes<'_, T> {
         if publisher.attempt(message, parcel)? {
             return Ok(true);
         }
-        if let Some(parcel) = parcel {
-            return publisher.core.publish_or_wait(parcel, place, cx.waker());
+        if parcel.is_none() {
+            publisher.core.wait_for_memory(place, cx.waker());
+            // Once more, behind the asking. Where there is memory now, a lane may be full that was not asked.
+            if publisher.attempt(message, parcel)? {
+                return Ok(true);
+            }
         }
-        publisher.core.wait_for_memory(place, cx.waker());
-        // Once more, behind the asking. Where there is memory now, a lane may be full that was not asked.
-        if publisher.attempt(message, parcel)? {
-            return Ok(true);
+        let Some(packed) = parcel.take() else {
+            return Ok(false);
+        };
+        let is_published = publisher.core.publish_or_wait(&packed, place, cx.waker())?;
+        if !is_published {
+            *parcel = Some(packed);
         }
-        match parcel {
-            Some(parcel) => publisher.core.publish_or_wait(parcel, place, cx.waker()),
-            None => Ok(false),
-        }
+        Ok(is_published)
     }
 }
 
@@ -410,7 +429,7 @@ impl<T: ShmTopic> Future for Publishes<'_, T> {
         }
         let timer = self.timer.as_mut();
         match timer.is_some_and(|timer| timer.poll(cx).is_ready()) {
-            true => Poll::Ready(Err(SendError::Full)),
+            true => Poll::Ready(Err(full(self.parcel.take()))),
             false => Poll::Pending,
         }
     }
@@ -419,5 +438,6 @@ impl<T: ShmTopic> Future for Publishes<'_, T> {
 impl<T: ShmTopic> Drop for Publishes<'_, T> {
     fn drop(&mut self) {
         self.publisher.core.leave(&mut self.place);
+        self.parcel.take().into_iter().for_each(Parcel::give_up);
     }
 }

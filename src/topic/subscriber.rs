@@ -26,7 +26,7 @@ use crate::service::hub::{Hub, Next};
 use crate::service::port::HubPort;
 use crate::sys::fork::Origin;
 use crate::wait::block::block_on;
-use crate::wait::tasks::{Drive, wake};
+use crate::wait::tasks::{Drive, Place, Wakers, wake};
 use crate::wait::{Wait, Waiter};
 
 /// How often a task looks for itself, before it leaves that to the quiet thread.
@@ -238,9 +238,10 @@ struct Core {
 struct State {
     hub: Hub,
     /// Who waits for a message.
-    next: Vec<Waker>,
-    /// To be woken without the lock.
+    next: Wakers,
+    /// To be woken, and to be dropped, without the lock.
     woken: Vec<Waker>,
+    dropped: Vec<Waker>,
 }
 
 impl Core {
@@ -249,16 +250,31 @@ impl Core {
         let mut state = lock(&self.state);
         let done = work(&mut state);
         let woken = std::mem::take(&mut state.woken);
+        let dropped = std::mem::take(&mut state.dropped);
         drop(state);
         wake(woken);
+        drop(dropped);
         done
+    }
+
+    /// Who waited for a message does no more.
+    fn leave(&self, place: &mut Place) {
+        if place.is_taken() && !self.origin.is_forked() {
+            self.enter(|state| {
+                let waker = state.next.forget(place);
+                state.dropped.extend(waker);
+            });
+        }
     }
 }
 
 impl Drive for Core {
     /// As for a server of tasks: whoever waits looks, and asks anew.
     fn drive(&self) -> bool {
-        self.enter(|state| state.woken.append(&mut state.next));
+        self.enter(|state| {
+            let waiting = state.next.take();
+            state.woken.extend(waiting);
+        });
         false
     }
 }
@@ -270,8 +286,9 @@ impl<T: ShmTopic> AsyncSubscriber<T> {
         let wait = node.config().wait;
         let state = State {
             hub: Hub::new(port.clone(), wait),
-            next: Vec::new(),
+            next: Wakers::default(),
             woken: Vec::new(),
+            dropped: Vec::new(),
         };
         let core = Arc::new(Core {
             state: Mutex::new(state),
@@ -294,7 +311,10 @@ impl<T: ShmTopic> AsyncSubscriber<T> {
     ///
     /// As [`Subscriber::next`].
     pub fn next(&self) -> NextMessage<'_, T> {
-        NextMessage(self)
+        NextMessage {
+            subscriber: self,
+            place: Place::default(),
+        }
     }
 
     /// Takes a message if one has come, at once.
@@ -318,7 +338,11 @@ impl<T: ShmTopic> AsyncSubscriber<T> {
         }
     }
 
-    fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Result<Option<Kept<T>>, ReceiveError>> {
+    fn poll_next(
+        &self,
+        place: &mut Place,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Kept<T>>, ReceiveError>> {
         self.check_fork()?;
         let Core { port, wait, .. } = &*self.core;
         let looks = if *wait == Wait::Park { 1 } else { LOOKS };
@@ -339,9 +363,8 @@ impl<T: ShmTopic> AsyncSubscriber<T> {
                 if *wait == Wait::Spin {
                     break;
                 }
-                if !state.next.iter().any(|other| other.will_wake(cx.waker())) {
-                    state.next.push(cx.waker().clone());
-                }
+                let before = state.next.keep(place, cx.waker());
+                state.dropped.extend(before);
                 if !state.hub.listen() {
                     return Poll::Pending;
                 }
@@ -385,7 +408,10 @@ fn look<T: ShmTopic>(state: &mut State) -> Look<T> {
 /// The next message, as [`AsyncSubscriber::next`] waits for it: a future, or on a thread
 /// [`wait`](Self::wait).
 #[must_use = "nothing is taken before this is awaited"]
-pub struct NextMessage<'a, T: ShmTopic>(&'a AsyncSubscriber<T>);
+pub struct NextMessage<'a, T: ShmTopic> {
+    subscriber: &'a AsyncSubscriber<T>,
+    place: Place,
+}
 
 impl<T: ShmTopic> NextMessage<'_, T> {
     /// Waits for it on this thread.
@@ -394,14 +420,21 @@ impl<T: ShmTopic> NextMessage<'_, T> {
     ///
     /// As [`Subscriber::next`].
     pub fn wait(self) -> Result<Option<Kept<T>>, ReceiveError> {
-        block_on(self.0.core.port.due(), self)
+        block_on(self.subscriber.core.port.due(), self)
     }
 }
 
 impl<T: ShmTopic> Future for NextMessage<'_, T> {
     type Output = Result<Option<Kept<T>>, ReceiveError>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.poll_next(cx)
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let NextMessage { subscriber, place } = &mut *self;
+        subscriber.poll_next(place, cx)
+    }
+}
+
+impl<T: ShmTopic> Drop for NextMessage<'_, T> {
+    fn drop(&mut self) {
+        self.subscriber.core.leave(&mut self.place);
     }
 }

@@ -193,6 +193,12 @@ impl Due {
             .map(|((at, _), _)| *at)
     }
 
+    /// How many timers are set.
+    #[cfg(test)]
+    pub(crate) fn timers_set(&self) -> usize {
+        self.timers().wakers.len()
+    }
+
     /// Drives the ports and wakes the tasks whose time has come. For the quiet thread alone.
     pub(crate) fn run(&self) {
         // As many as there are now: what they cause comes with the next turn.

@@ -1,59 +1,40 @@
-//! What becomes of tasks whose server, call, bus or room is gone, and of answers that nobody takes.
+//! What becomes of tasks whose server, call or bus is gone.
 
-use std::future::{Future, poll_fn};
-use std::panic::catch_unwind;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::future::Future;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Waker};
 use std::thread;
 use std::time::Duration;
 
-use shmbus::rkyv::rancor::Fallible;
-use shmbus::rkyv::with::{ArchiveWith, DeserializeWith, SerializeWith};
-use shmbus::rkyv::{Archive, Place};
 use shmbus::{CallError, SendError, ShmMessage};
 
-use crate::support::{Answer, Ask, Child, name, open, tell, together, told};
+use crate::support::{Ask, Child, Counting, name, open, poll, tell, together, told};
 
 #[derive(ShmMessage)]
 #[shm(service = "steps", stream = Step, reply = Done)]
-struct Walk {
-    id: u64,
-    steps: u32,
+pub(crate) struct Walk {
+    pub(crate) id: u64,
+    pub(crate) steps: u32,
     /// Bytes of each step, and of the reply.
-    bytes: u32,
+    pub(crate) bytes: u32,
 }
 
 #[derive(ShmMessage)]
-struct Step {
-    number: u32,
-    padding: Vec<u8>,
+pub(crate) struct Step {
+    pub(crate) number: u32,
+    pub(crate) padding: Vec<u8>,
 }
 
 #[derive(ShmMessage)]
-struct Done {
-    id: u64,
-    padding: Vec<u8>,
+pub(crate) struct Done {
+    pub(crate) id: u64,
+    pub(crate) padding: Vec<u8>,
 }
 
-fn walk(id: u64, steps: u32, bytes: u32) -> Walk {
+pub(crate) fn walk(id: u64, steps: u32, bytes: u32) -> Walk {
     Walk { id, steps, bytes }
-}
-
-/// Counts how many wakers there are, and how often one was woken.
-#[derive(Default)]
-struct Counting(AtomicUsize);
-
-impl Wake for Counting {
-    fn wake(self: Arc<Self>) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-fn poll<F: Future + Unpin>(future: &mut F, waker: &Waker) -> Poll<F::Output> {
-    Pin::new(future).poll(&mut Context::from_waker(waker))
 }
 
 /// As many calls as a lane pair has tags for, none of which will ever have a last word.
@@ -271,331 +252,6 @@ fn what_comes_after_the_end_of_a_bus_is_refused() {
     );
 }
 
-/// However often it is polled, a call that waits for room keeps one waker.
-#[test]
-fn a_call_without_room_keeps_one_waker() {
-    let _together = together();
-    let name = name("room");
-    let (here, there) = (open(&name), open(&name));
-    let mut server = here.server::<Ask>().expect("nobody else serves");
-    let client = there.async_client::<Ask>().expect("a server is there");
-    let requests: Vec<_> = (0..300).map(|id| Ask::new(id, 3_000)).collect();
-    let mut pending: Vec<_> = requests.iter().map(|ask| client.call(ask)).collect();
-    let counting = Arc::new(Counting::default());
-    let waker = Waker::from(counting.clone());
-    let before = Arc::strong_count(&counting);
-    let last = pending.last_mut().expect("there are many");
-    for _ in 0..10_000 {
-        assert!(poll(last, &waker).is_pending());
-    }
-    let kept = Arc::strong_count(&counting) - before;
-    assert!(kept <= 1, "{kept} wakers are kept");
-    pending.pop();
-    assert_eq!(
-        Arc::strong_count(&counting),
-        before,
-        "it does not wait any more"
-    );
-    let answering = thread::spawn(move || {
-        for _ in 0..requests_but_one() {
-            let call = server.next().expect("not forked").expect("it comes");
-            let answer = Answer {
-                id: call.id.to_native(),
-                ..Answer::default()
-            };
-            call.reply(&answer).expect("it fits");
-        }
-    });
-    for (id, pending) in (0..).zip(pending) {
-        assert_eq!(pending.wait().expect("it is answered").id, id);
-    }
-    answering.join().expect("no panic");
-}
-
-fn requests_but_one() -> usize {
-    299
-}
-
-#[derive(ShmMessage)]
-#[shm(service = "type-slowly", reply = Done, supersedes = "document")]
-struct Type {
-    document: u32,
-    padding: Vec<u8>,
-}
-
-/// A call that was not sent yet learns at once that a newer one was made.
-#[test]
-fn a_call_without_room_is_superseded_at_once() {
-    let _together = together();
-    let name = name("superseded-without-room");
-    let (here, there) = (open(&name), open(&name));
-    let _server = here.server::<Type>().expect("nobody else serves");
-    let client = there.async_client::<Type>().expect("a server is there");
-    let of = |document, bytes| Type {
-        document,
-        padding: vec![0; bytes],
-    };
-    let others: Vec<_> = (0..300).map(|document| of(document, 3_000)).collect();
-    let _pending: Vec<_> = others.iter().map(|other| client.call(other)).collect();
-    let (first, second) = (of(1_000, 3_000), of(1_000, 3_000));
-    let counting = Arc::new(Counting::default());
-    let waker = Waker::from(counting.clone());
-    let mut older = client.call(&first);
-    assert!(poll(&mut older, &waker).is_pending());
-    assert_eq!(counting.0.load(Ordering::Relaxed), 0);
-    let _newer = client.call(&second);
-    assert_eq!(counting.0.load(Ordering::Relaxed), 1, "it is told");
-    assert!(matches!(
-        poll(&mut older, &waker),
-        Poll::Ready(Err(CallError::Superseded))
-    ));
-}
-
-/// A hundred answers and more of each size, of words and of items, none of which is taken before all are
-/// there: an honest client loses no link by that.
-#[test]
-fn answers_of_any_mix_find_room_while_nobody_takes_them() {
-    const CALLS: usize = 440;
-    let _together = together();
-    let mixes: [fn(usize) -> usize; 6] = [
-        |n| match n {
-            0..12 => 4_000,
-            12 => 8_000,
-            _ => 16,
-        },
-        |n| match n {
-            0..15 => 2_000,
-            15 => 8_000,
-            _ => 16,
-        },
-        |_| 300,
-        |_| 16,
-        |n| [16, 8_100, 60, 3_000, 70_000][n % 5],
-        |_| 8_100,
-    ];
-    for (mix, size) in mixes.into_iter().enumerate() {
-        for streams in [0, 8] {
-            let name = name(&format!("mix-{mix}-{streams}"));
-            let (here, there) = (open(&name), open(&name));
-            let server = here.async_server::<Walk>().expect("nobody else serves");
-            let client = there.async_client::<Walk>().expect("a server is there");
-            let requests: Vec<_> = (0..streams)
-                .map(|id| walk(id, 1, 0))
-                .chain((0..CALLS).map(|n| walk(n as u64, 0, size(n) as u32)))
-                .collect();
-            // Each is taken, so that there is room for the next; none is answered before all were.
-            let (mut pending, mut taken) = (Vec::new(), Vec::new());
-            for request in &requests {
-                pending.push(client.call(request));
-                let call = server.next().wait().expect("not forked");
-                taken.push(call.expect("it came"));
-            }
-            let mut held = Vec::new();
-            for call in taken {
-                if call.steps.to_native() > 0 {
-                    for number in 0.. {
-                        let padding = vec![0; number as usize % 50 * 10];
-                        if call.try_send(&Step { number, padding }).is_err() {
-                            break;
-                        }
-                    }
-                    held.push(call);
-                    continue;
-                }
-                let (id, len) = (call.id.to_native(), call.bytes.to_native() as usize);
-                let padding = vec![1; len];
-                call.reply(&Done { id, padding }).expect("it fits");
-            }
-            let pending = pending.split_off(streams as usize);
-            assert_eq!(here.take_incidents(), [], "mix {mix}, {streams} streams");
-            for (n, pending) in pending.into_iter().enumerate() {
-                let done = pending.wait().expect("it was answered");
-                assert_eq!(
-                    (done.id.to_native(), done.padding.len()),
-                    (n as u64, size(n))
-                );
-            }
-            drop(held);
-        }
-    }
-}
-
-/// Panics with a text that takes several cells, many at once.
-#[test]
-fn panics_of_many_words_find_room_while_nobody_takes_them() {
-    let _together = together();
-    let bus = open(&name("words"));
-    let taken = Arc::new(AtomicUsize::new(0));
-    let serving = bus.serve::<Walk, _>(1, {
-        let taken = taken.clone();
-        move |call| {
-            taken.fetch_add(1, Ordering::Relaxed);
-            panic!("{}{}", "x".repeat(250), call.id)
-        }
-    });
-    let serving = serving.expect("nobody else serves");
-    let client = bus.async_client::<Walk>().expect("a server is there");
-    let requests: Vec<_> = (0..448).map(|id| walk(id, 0, 0)).collect();
-    let mut pending = Vec::new();
-    for request in &requests {
-        pending.push(client.call(request));
-        while taken.load(Ordering::Relaxed) < pending.len() {
-            thread::yield_now();
-        }
-    }
-    drop(serving);
-    for pending in pending {
-        let error = pending.wait().err();
-        assert!(
-            matches!(error, Some(CallError::Panicked { .. })),
-            "{error:?}"
-        );
-    }
-    assert_eq!(bus.take_incidents(), []);
-}
-
-/// A server of one thread waits until its items are taken, and the client asks it for something else first.
-#[test]
-fn items_of_many_cells_are_handed_back_at_once() {
-    const BYTES: u32 = 8_150;
-    let _together = together();
-    let name = name("at-once");
-    let (here, there) = (open(&name), open(&name));
-    let mut server = here.server::<Walk>().expect("nobody else serves");
-    let serving = thread::spawn(move || {
-        while let Some(call) = server.next().expect("not forked") {
-            for number in 0..call.steps.to_native() {
-                let padding = vec![0; call.bytes.to_native() as usize];
-                call.send(&Step { number, padding }).expect("it is wanted");
-            }
-            let (id, padding) = (call.id.to_native(), Vec::new());
-            call.reply(&Done { id, padding }).expect("it fits");
-        }
-    });
-    let streaming = there.client::<Walk>().expect("a server is there");
-    let other = there.client::<Walk>().expect("a server is there");
-    let mut steps = streaming.stream(&walk(1, 2, BYTES)).expect("there is room");
-    drop(steps.next().expect("one").expect("an item"));
-    assert_eq!(other.call(&walk(2, 0, 0)).expect("it is answered").id, 2);
-    drop(steps.next().expect("one").expect("an item"));
-    assert_eq!(steps.finish().expect("it ends").id, 1);
-    let shared = there.async_client::<Walk>().expect("a server is there");
-    pollster::block_on(async {
-        let request = walk(3, 2, BYTES);
-        let mut steps = shared.stream(&request).await.expect("there is room");
-        drop(steps.next().await.expect("one").expect("an item"));
-        assert_eq!(other.call(&walk(4, 0, 0)).expect("it is answered").id, 4);
-        drop(steps.next().await.expect("one").expect("an item"));
-        assert_eq!(steps.finish().await.expect("it ends").id, 3);
-    });
-    drop((streaming, other, shared));
-    here.close();
-    serving.join().expect("it ends");
-}
-
-static BURSTS: AtomicBool = AtomicBool::new(false);
-
-/// Archives a number, or panics.
-struct Bursting;
-
-impl ArchiveWith<u32> for Bursting {
-    type Archived = <u32 as Archive>::Archived;
-    type Resolver = ();
-
-    fn resolve_with(number: &u32, (): (), out: Place<Self::Archived>) {
-        number.resolve((), out);
-    }
-}
-
-impl<S: Fallible + ?Sized> SerializeWith<u32, S> for Bursting {
-    fn serialize_with(_: &u32, _: &mut S) -> Result<(), S::Error> {
-        assert!(!BURSTS.load(Ordering::Relaxed), "it bursts");
-        Ok(())
-    }
-}
-
-impl<D: Fallible + ?Sized> DeserializeWith<<u32 as Archive>::Archived, u32, D> for Bursting {
-    fn deserialize_with(number: &<u32 as Archive>::Archived, _: &mut D) -> Result<u32, D::Error> {
-        Ok(number.to_native())
-    }
-}
-
-#[derive(ShmMessage)]
-#[shm(service = "burst", reply = Burst)]
-struct Blow {
-    id: u32,
-}
-
-#[derive(ShmMessage)]
-struct Burst {
-    #[rkyv(with = Bursting)]
-    id: u32,
-}
-
-/// A pool of one thread goes on.
-#[test]
-fn an_answer_that_panics_while_it_is_archived_is_told() {
-    let _together = together();
-    let bus = open(&name("bursts"));
-    let serving = bus.serve::<Blow, _>(1, |call| {
-        let id = call.id.to_native();
-        BURSTS.store(id == 1, Ordering::Relaxed);
-        Ok(Burst { id })
-    });
-    let serving = serving.expect("nobody else serves");
-    let client = bus.client::<Blow>().expect("a server is there");
-    for id in [0, 1, 2, 1, 0] {
-        match client.call(&Blow { id }).map(|burst| burst.id.to_native()) {
-            Ok(answer) => assert!(answer == id && id != 1),
-            Err(CallError::Panicked { what, .. }) => assert!(id == 1 && what == "it bursts"),
-            Err(error) => panic!("{error}"),
-        }
-    }
-    drop(serving);
-}
-
-struct Panicking;
-
-impl Wake for Panicking {
-    fn wake(self: Arc<Self>) {
-        panic!("a waker that panics");
-    }
-}
-
-/// The quiet thread goes on, and wakes all others.
-#[test]
-fn a_waker_that_panics_harms_nobody_else() {
-    let _together = together();
-    let name = name("panicking-waker");
-    let (here, there) = (open(&name), open(&name));
-    let mut server = here.server::<Ask>().expect("nobody else serves");
-    let client = there.async_client::<Ask>().expect("a server is there");
-    let waker = Waker::from(Arc::new(Panicking));
-    let asks = [Ask::new(1, 0), Ask::new(2, 0)];
-    let mut pending = client.call_timeout(&asks[0], Duration::from_millis(5));
-    assert!(poll(&mut pending, &waker).is_pending());
-    // Its own deadline comes behind that of the waker that panics.
-    let late = client
-        .call_timeout(&asks[1], Duration::from_millis(20))
-        .wait();
-    assert!(matches!(late.err(), Some(CallError::TimedOut)));
-    let mut pending = client.call(&asks[0]);
-    assert!(poll(&mut pending, &waker).is_pending());
-    let answering = thread::spawn(move || {
-        while let Some(call) = server.next().expect("not forked") {
-            let answer = Answer {
-                id: call.id.to_native(),
-                ..Answer::default()
-            };
-            call.reply(&answer).expect("it fits");
-        }
-    });
-    assert_eq!(client.call(&asks[1]).wait().expect("it is answered").id, 2);
-    assert_eq!(pending.wait().expect("it is answered").id, 1);
-    here.close();
-    answering.join().expect("no panic");
-}
-
 /// A reply that is made when the time is over is none, however late its caller looks.
 #[test]
 fn an_answer_behind_its_deadline_is_none() {
@@ -625,14 +281,6 @@ fn an_answer_behind_its_deadline_is_none() {
         });
     }
     drop(serving);
-}
-
-#[test]
-fn the_helpers_of_this_file_do_what_they_say() {
-    let waker = Waker::from(Arc::new(Panicking));
-    assert!(catch_unwind(std::panic::AssertUnwindSafe(|| waker.wake_by_ref())).is_err());
-    let ready = poll(&mut poll_fn(|_| Poll::Ready(3)), &waker);
-    assert_eq!(ready, Poll::Ready(3));
 }
 
 fn wait_for(counting: &Counting, wakes: usize) {
@@ -770,42 +418,6 @@ fn a_call_is_answered_once() {
     assert_eq!(there.take_incidents(), []);
     server.stop();
     running.join().expect("no panic").expect("not forked");
-}
-
-#[derive(ShmMessage)]
-#[shm(service = "drops-badly", reply = DropsBadly)]
-struct Drops {
-    id: u64,
-}
-
-#[derive(ShmMessage)]
-struct DropsBadly {
-    id: u64,
-}
-
-impl Drop for DropsBadly {
-    fn drop(&mut self) {
-        assert_ne!(self.id, 1, "dropped badly");
-    }
-}
-
-/// The panic comes behind the answer.
-#[test]
-fn a_reply_that_panics_when_it_is_dropped_is_one() {
-    let _together = together();
-    let bus = open(&name("drops-badly"));
-    let serving = bus.serve::<Drops, _>(1, |call| {
-        let id = call.id.to_native();
-        Ok(DropsBadly { id })
-    });
-    let serving = serving.expect("nobody else serves");
-    let client = bus.client::<Drops>().expect("a server is there");
-    for id in [0, 1, 2, 1, 3] {
-        assert_eq!(client.call(&Drops { id }).expect("an answer").id, id);
-    }
-    drop(client);
-    drop(serving);
-    assert_eq!(bus.take_incidents(), []);
 }
 
 /// Threads of this process that keep links.

@@ -101,7 +101,7 @@ fn a_value_that_changes_while_it_is_archived_is_refused_and_overwrites_nothing()
 }
 
 /// Archives a byte as a bool, whatever it is.
-struct Unchecked;
+pub(crate) struct Unchecked;
 
 impl ArchiveWith<u8> for Unchecked {
     type Archived = bool;

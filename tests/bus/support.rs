@@ -4,13 +4,16 @@
 #![allow(unsafe_code)]
 
 use std::fs;
+use std::future::Future;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::process::{ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use shmbus::{Bus, Client, Server, ShmMessage};
@@ -76,6 +79,20 @@ pub(crate) fn name(of: &str) -> String {
 /// Opens a bus.
 pub(crate) fn open(name: &str) -> Bus {
     Bus::open(name).expect("the bus opens")
+}
+
+/// Counts how many wakers there are, and how often one was woken.
+#[derive(Default)]
+pub(crate) struct Counting(pub(crate) AtomicUsize);
+
+impl Wake for Counting {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+pub(crate) fn poll<F: Future + Unpin>(future: &mut F, waker: &Waker) -> Poll<F::Output> {
+    Pin::new(future).poll(&mut Context::from_waker(waker))
 }
 
 static MACHINE: RwLock<()> = RwLock::new(());

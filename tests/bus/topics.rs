@@ -4,8 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use shmbus::{
-    Bulk, Bus, Bytes, Config, Delivery, Publisher, Publishing, ReceiveError, SendError, ShmMessage,
-    Subscriber, Wait,
+    Bus, Bytes, Delivery, Publisher, Publishing, ReceiveError, SendError, ShmMessage, Subscriber,
 };
 
 use crate::support::{Child, name, open, tell, together, told};
@@ -19,13 +18,13 @@ pub(crate) struct News {
     text: String,
 }
 
-fn news(from: u32, number: u64) -> News {
+pub(crate) fn news(from: u32, number: u64) -> News {
     let len = [0, 3, 30, 31, 32, 100, 1_000, 9_000][(number % 8) as usize];
     let text = "x".repeat(len);
     News { from, number, text }
 }
 
-fn check(news: &ArchivedNews) -> (u32, u64) {
+pub(crate) fn check(news: &ArchivedNews) -> (u32, u64) {
     let (from, number) = (news.from.to_native(), news.number.to_native());
     let expected = self::news(from, number);
     assert_eq!(news.text.as_str(), expected.text);
@@ -106,7 +105,7 @@ fn every_message_reaches_many() {
     everywhere(1, 64, 2_000);
 }
 
-const LOSSY: Publishing = Publishing {
+pub(crate) const LOSSY: Publishing = Publishing {
     delivery: Delivery::Lossy,
     history: 0,
 };
@@ -314,58 +313,6 @@ fn a_full_subscriber_holds_a_reliable_publisher_back() {
     }
 }
 
-/// Views of large messages hold memory up to a bound, which is none of a publisher that does not wait.
-#[test]
-fn memory_of_messages_returns() {
-    #[derive(ShmMessage)]
-    #[shm(topic = "images")]
-    struct Image {
-        number: u64,
-        pixels: Bulk<u32>,
-    }
-    const PIXELS: usize = 100_000;
-    let _together = together();
-    let config = Config {
-        memory_limit: 64 << 20,
-        ..Config::default()
-    };
-    let name = name("images");
-    let (here, there) = (config.open(&name).expect("it opens"), open(&name));
-    let mut subscriber = there.subscriber::<Image>().expect("it joins");
-    let mut other = there.subscriber::<Image>().expect("it joins");
-    let mut publisher = here.publisher_as::<Image>(LOSSY).expect("it joins");
-    for number in 0..2_000u64 {
-        let mut pixels = publisher.loan_slice(PIXELS).expect("there is memory");
-        pixels.fill(number as u32);
-        publisher
-            .publish(&Image { number, pixels })
-            .expect("it never waits");
-        // One takes each, the other none.
-        let image = subscriber.next().expect("nothing is missed");
-        let image = image.expect("the bus is open");
-        assert_eq!(image.number, number);
-        assert_eq!(image.pixels.as_ptr().addr() % 64, 0);
-        assert!(image.pixels.iter().all(|pixel| *pixel == number as u32));
-    }
-    let (taken, _) = here.memory();
-    assert!(taken < 40 << 20, "{taken} bytes");
-    let mut came = 0;
-    let mut missed = 0;
-    while came + missed < 2_000 {
-        match other.next() {
-            Ok(image) => came += u64::from(image.is_some()),
-            Err(ReceiveError::Lagged { missed: n, .. }) => missed += n,
-            Err(error) => panic!("{error}"),
-        }
-    }
-    assert_eq!(came + missed, 2_000);
-    drop((publisher, subscriber, other));
-    // The ends of both lanes are on their way.
-    while here.memory().1 > 1 << 20 {
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
 /// A part: takes all, and says so; or only says that it has subscribed.
 pub(crate) fn subscribes(name: &str, how: &str) {
     let bus = open(name);
@@ -539,63 +486,6 @@ fn a_child_and_its_parent_subscribe_to_each_other() {
     }
     drop((publisher, subscriber, bus));
     assert!(child.end().success());
-}
-
-#[test]
-fn tasks_subscribe() {
-    const EACH: u64 = 3_000;
-    let _together = together();
-    for wait in [Wait::Adaptive, Wait::Park, Wait::Spin] {
-        let name = name(&format!("tasks-subscribe-{wait:?}"));
-        let config = Config {
-            wait,
-            ..Config::default()
-        };
-        let bus = config.open(&name).expect("it opens");
-        let runtime = tokio::runtime::Runtime::new().expect("threads");
-        runtime.block_on(async {
-            let subscribing: Vec<_> = (0..4)
-                .map(|_| {
-                    let subscriber = bus.async_subscriber::<News>().expect("it joins");
-                    tokio::spawn(async move {
-                        for expected in 0..EACH {
-                            let news = subscriber.next().await.expect("nothing is missed");
-                            let news = news.expect("the bus is open");
-                            assert_eq!(check(&news), (1, expected));
-                        }
-                        assert!(subscriber.try_next().expect("not forked").is_none());
-                    })
-                })
-                .collect();
-            let mut publisher = bus.publisher::<News>().expect("it joins");
-            let publishing = tokio::spawn(async move {
-                for number in 0..EACH {
-                    let next = news(1, number);
-                    publisher.publish_async(&next).await.expect("there is room");
-                }
-                publisher
-            });
-            for subscribing in subscribing {
-                subscribing.await.expect("it takes all");
-            }
-            drop(publishing.await.expect("it publishes all"));
-        });
-    }
-}
-
-#[test]
-fn subscribers_end_with_their_bus() {
-    let _together = together();
-    let bus = open(&name("closing"));
-    let mut subscriber = bus.subscriber::<News>().expect("it joins");
-    let shared = bus.async_subscriber::<News>().expect("it joins");
-    let mut publisher = bus.publisher::<News>().expect("it joins");
-    publisher.publish(&news(1, 1)).expect("there is room");
-    bus.close();
-    assert!(subscriber.next().expect("nothing is missed").is_some());
-    assert!(subscriber.next().expect("nothing is missed").is_none());
-    assert!(shared.next().wait().expect("nothing is missed").is_some());
-    assert!(shared.next().wait().expect("nothing is missed").is_none());
 }
 
 mod other {

@@ -72,7 +72,7 @@ impl Outbox {
                 return Ok(false);
             }
         }
-        match &parcel.0 {
+        match &parcel.packed {
             Packed::Cell(..) => Ok(true),
             // So that it does not fail for that when others have the message already.
             Packed::Block(block, _) => self.announce(block),
@@ -100,7 +100,7 @@ impl Outbox {
             return Err(self.closed());
         }
         let to = To::tag(0);
-        let sent = match &parcel.0 {
+        let sent = match &parcel.packed {
             Packed::Cell(stage, len) => {
                 let start = to.kind.start(self.starts);
                 self.publish_staged(stage, start, usize::from(*len), to)

@@ -1,0 +1,198 @@
+//! Handlers, values and wakers that panic.
+
+use std::future::poll_fn;
+use std::panic::catch_unwind;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Poll, Wake, Waker};
+use std::thread;
+use std::time::Duration;
+
+use shmbus::rkyv::rancor::Fallible;
+use shmbus::rkyv::with::{ArchiveWith, DeserializeWith, SerializeWith};
+use shmbus::rkyv::{Archive, Place};
+use shmbus::{CallError, ShmMessage};
+
+use crate::ends::{Walk, walk};
+use crate::support::{Answer, Ask, name, open, poll, together};
+
+/// Panics with a text that takes several cells, many at once.
+#[test]
+fn panics_of_many_words_find_room_while_nobody_takes_them() {
+    let _together = together();
+    let bus = open(&name("words"));
+    let taken = Arc::new(AtomicUsize::new(0));
+    let serving = bus.serve::<Walk, _>(1, {
+        let taken = taken.clone();
+        move |call| {
+            taken.fetch_add(1, Ordering::Relaxed);
+            panic!("{}{}", "x".repeat(250), call.id)
+        }
+    });
+    let serving = serving.expect("nobody else serves");
+    let client = bus.async_client::<Walk>().expect("a server is there");
+    let requests: Vec<_> = (0..448).map(|id| walk(id, 0, 0)).collect();
+    let mut pending = Vec::new();
+    for request in &requests {
+        pending.push(client.call(request));
+        while taken.load(Ordering::Relaxed) < pending.len() {
+            thread::yield_now();
+        }
+    }
+    drop(serving);
+    for pending in pending {
+        let error = pending.wait().err();
+        assert!(
+            matches!(error, Some(CallError::Panicked { .. })),
+            "{error:?}"
+        );
+    }
+    assert_eq!(bus.take_incidents(), []);
+}
+
+static BURSTS: AtomicBool = AtomicBool::new(false);
+
+/// Archives a number, or panics.
+struct Bursting;
+
+impl ArchiveWith<u32> for Bursting {
+    type Archived = <u32 as Archive>::Archived;
+    type Resolver = ();
+
+    fn resolve_with(number: &u32, (): (), out: Place<Self::Archived>) {
+        number.resolve((), out);
+    }
+}
+
+impl<S: Fallible + ?Sized> SerializeWith<u32, S> for Bursting {
+    fn serialize_with(_: &u32, _: &mut S) -> Result<(), S::Error> {
+        assert!(!BURSTS.load(Ordering::Relaxed), "it bursts");
+        Ok(())
+    }
+}
+
+impl<D: Fallible + ?Sized> DeserializeWith<<u32 as Archive>::Archived, u32, D> for Bursting {
+    fn deserialize_with(number: &<u32 as Archive>::Archived, _: &mut D) -> Result<u32, D::Error> {
+        Ok(number.to_native())
+    }
+}
+
+#[derive(ShmMessage)]
+#[shm(service = "burst", reply = Burst)]
+struct Blow {
+    id: u32,
+}
+
+#[derive(ShmMessage)]
+struct Burst {
+    #[rkyv(with = Bursting)]
+    id: u32,
+}
+
+/// A pool of one thread goes on.
+#[test]
+fn an_answer_that_panics_while_it_is_archived_is_told() {
+    let _together = together();
+    let bus = open(&name("bursts"));
+    let serving = bus.serve::<Blow, _>(1, |call| {
+        let id = call.id.to_native();
+        BURSTS.store(id == 1, Ordering::Relaxed);
+        Ok(Burst { id })
+    });
+    let serving = serving.expect("nobody else serves");
+    let client = bus.client::<Blow>().expect("a server is there");
+    for id in [0, 1, 2, 1, 0] {
+        match client.call(&Blow { id }).map(|burst| burst.id.to_native()) {
+            Ok(answer) => assert!(answer == id && id != 1),
+            Err(CallError::Panicked { what, .. }) => assert!(id == 1 && what == "it bursts"),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    drop(serving);
+}
+
+struct Panicking;
+
+impl Wake for Panicking {
+    fn wake(self: Arc<Self>) {
+        panic!("a waker that panics");
+    }
+}
+
+/// The quiet thread goes on, and wakes all others.
+#[test]
+fn a_waker_that_panics_harms_nobody_else() {
+    let _together = together();
+    let name = name("panicking-waker");
+    let (here, there) = (open(&name), open(&name));
+    let mut server = here.server::<Ask>().expect("nobody else serves");
+    let client = there.async_client::<Ask>().expect("a server is there");
+    let waker = Waker::from(Arc::new(Panicking));
+    let asks = [Ask::new(1, 0), Ask::new(2, 0)];
+    let mut pending = client.call_timeout(&asks[0], Duration::from_millis(5));
+    assert!(poll(&mut pending, &waker).is_pending());
+    // Its own deadline comes behind that of the waker that panics.
+    let late = client
+        .call_timeout(&asks[1], Duration::from_millis(20))
+        .wait();
+    assert!(matches!(late.err(), Some(CallError::TimedOut)));
+    let mut pending = client.call(&asks[0]);
+    assert!(poll(&mut pending, &waker).is_pending());
+    let answering = thread::spawn(move || {
+        while let Some(call) = server.next().expect("not forked") {
+            let answer = Answer {
+                id: call.id.to_native(),
+                ..Answer::default()
+            };
+            call.reply(&answer).expect("it fits");
+        }
+    });
+    assert_eq!(client.call(&asks[1]).wait().expect("it is answered").id, 2);
+    assert_eq!(pending.wait().expect("it is answered").id, 1);
+    here.close();
+    answering.join().expect("no panic");
+}
+
+#[test]
+fn the_helpers_of_this_file_do_what_they_say() {
+    let waker = Waker::from(Arc::new(Panicking));
+    assert!(catch_unwind(std::panic::AssertUnwindSafe(|| waker.wake_by_ref())).is_err());
+    let ready = poll(&mut poll_fn(|_| Poll::Ready(3)), &waker);
+    assert_eq!(ready, Poll::Ready(3));
+}
+
+#[derive(ShmMessage)]
+#[shm(service = "drops-badly", reply = DropsBadly)]
+struct Drops {
+    id: u64,
+}
+
+#[derive(ShmMessage)]
+struct DropsBadly {
+    id: u64,
+}
+
+impl Drop for DropsBadly {
+    fn drop(&mut self) {
+        assert_ne!(self.id, 1, "dropped badly");
+    }
+}
+
+/// The panic comes behind the answer.
+#[test]
+fn a_reply_that_panics_when_it_is_dropped_is_one() {
+    let _together = together();
+    let bus = open(&name("drops-badly"));
+    let serving = bus.serve::<Drops, _>(1, |call| {
+        let id = call.id.to_native();
+        Ok(DropsBadly { id })
+    });
+    let serving = serving.expect("nobody else serves");
+    let client = bus.client::<Drops>().expect("a server is there");
+    for id in [0, 1, 2, 1, 3] {
+        assert_eq!(client.call(&Drops { id }).expect("an answer").id, id);
+    }
+    drop(client);
+    drop(serving);
+    assert_eq!(bus.take_incidents(), []);
+}
