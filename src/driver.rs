@@ -20,7 +20,9 @@ use crate::wait::tasks::Due;
 /// As long as there is a driver, it has to be dispatched. Some things do not wait for it: threads are woken
 /// all the same, also in [`Pending::wait`](crate::Pending::wait) and its like; deadlines hold, and a
 /// bus that is closed or a peer that dies is told of. A port without tasks, such as a
-/// [`Client`](crate::Client) or a [`Server`](crate::Server), does not know it.
+/// [`Client`](crate::Client) or a [`Server`](crate::Server), does not know it. But a
+/// [`Publisher`](crate::Publisher) does, of threads, too: what a lossy one keeps for a subscriber without room is
+/// given when the loop dispatches, or with its next message.
 ///
 /// # Examples
 ///

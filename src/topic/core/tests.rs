@@ -3,7 +3,9 @@
 //! Unsafe code is allowed because the derives of rkyv emit it.
 #![allow(unsafe_code)]
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::task::Wake;
 
 use super::lanes::MOST_OPENING;
 use super::*;
@@ -343,4 +345,54 @@ fn who_was_to_be_asked_and_is_gone_is_forgotten() {
     assert!(core.drive(), "one is left");
     assert!(!core.drive());
     assert!(!lock(&core.state).is_joining());
+}
+
+/// However often somebody comes who cannot be reached at the moment, as where its socket is too busy.
+#[test]
+fn who_is_not_reached_has_one_timer() {
+    let [here] = parties();
+    let (core, _offer) = here.begin(Contract::topic::<News>(), Delivery::Reliable);
+    let _halt = here.halt();
+    for number in [0, 0, 1, 1, 0, 1] {
+        core.unreached(&Member::new(TOPIC, Part::Subscriber, number), true, None);
+    }
+    assert_eq!(here.0.due().timers_set(), 2);
+}
+
+struct Counting(AtomicUsize);
+
+impl Wake for Counting {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Whoever reads a link holds its lock: a waker may do anything, as to read it.
+#[test]
+fn nobody_is_woken_by_who_reads_a_link() {
+    let [here, there] = parties();
+    let _subscriber = there.subscribe();
+    let (core, _offer) = here.publish(Delivery::Reliable);
+    until("it joins", || core.subscribers() == 1);
+    let mut packer = Packer::new::<News>(&here.0);
+    let small = pack(&mut packer, &news(0, false));
+    while core.publish(&small).unwrap() {}
+    let halt = here.halt();
+    let counting = Arc::new(Counting(AtomicUsize::new(0)));
+    let (mut place, waker) = (Place::default(), Waker::from(counting.clone()));
+    let published = core.publish_or_wait(&small, &mut place, &waker);
+    assert!(!published.unwrap());
+    let gone = (u64::MAX, Member::new(TOPIC, Part::Subscriber, 1));
+    // As the reader of a link does, which the quiet thread is not for now.
+    core.joined(
+        &gone,
+        Err(ConnectError::Lost {
+            pid: 0,
+            fault: None,
+        }),
+    );
+    assert_eq!(counting.0.load(Ordering::Relaxed), 0);
+    drop(halt);
+    until("it is woken", || counting.0.load(Ordering::Relaxed) == 1);
+    core.leave(&mut place);
 }
