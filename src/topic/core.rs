@@ -45,7 +45,7 @@ use crate::message::ShmTopic;
 use crate::service::contract::Contract;
 use crate::sys::fork::Origin;
 use crate::wait::Sleeper;
-use crate::wait::tasks::{Drive, Due, Place, Wakers, wake};
+use crate::wait::tasks::{Drive, Due, Later, Place, Wakers, enter};
 
 /// How long lies between two tries where nobody tells when the next one would do.
 const BUSY: Duration = Duration::from_millis(5);
@@ -94,8 +94,7 @@ impl Core {
             looks: 0,
             tries: false,
             room: Wakers::default(),
-            woken: Vec::new(),
-            dropped: Vec::new(),
+            later: Later::default(),
         };
         Arc::new_cyclic(|me| Core {
             state: Mutex::new(state),
@@ -119,14 +118,7 @@ impl Core {
 
     /// Does something under the lock, and then wakes whom that concerns.
     fn enter<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
-        let mut state = lock(&self.state);
-        let done = work(&mut state);
-        let woken = std::mem::take(&mut state.woken);
-        let dropped = std::mem::take(&mut state.dropped);
-        drop(state);
-        wake(woken);
-        drop(dropped);
-        done
+        enter(lock(&self.state), |state| &mut state.later, work)
     }
 
     /// Whom it reaches now.
@@ -207,8 +199,7 @@ impl Core {
             return Err(SendError::Forked);
         }
         Ok(self.enter(|state| {
-            let before = state.room.keep(place, waker);
-            state.dropped.extend(before);
+            state.later.discard(state.room.keep(place, waker));
             // Each lane that has no room is asked once; none is asked that has some.
             let mut asked = None;
             while let Some(full) = self.publish_to(state, parcel) {
@@ -218,8 +209,7 @@ impl Core {
                 asked = Some(full);
                 self.ask(&mut state.tries, &mut state.lanes[full].outbox);
             }
-            let waker = state.room.forget(place);
-            state.dropped.extend(waker);
+            state.later.discard(state.room.forget(place));
             true
         }))
     }
@@ -227,8 +217,7 @@ impl Core {
     /// Has a waker woken when anything comes back; false where nothing is out.
     pub(super) fn wait_for_memory(&self, place: &mut Place, waker: &Waker) -> bool {
         self.enter(|state| {
-            let before = state.room.keep(place, waker);
-            state.dropped.extend(before);
+            state.later.discard(state.room.keep(place, waker));
             let mut is_any = false;
             for lane in &mut state.lanes {
                 let is_out = lane.outbox.has_lent();
@@ -253,8 +242,7 @@ impl Core {
     pub(super) fn leave(&self, place: &mut Place) {
         if place.is_taken() && !self.origin.is_forked() {
             self.enter(|state| {
-                let waker = state.room.forget(place);
-                state.dropped.extend(waker);
+                state.later.discard(state.room.forget(place));
             });
         }
     }
@@ -333,8 +321,7 @@ impl Core {
                     lane.give_kept(budget);
                 }
             }
-            let waiting = state.room.take();
-            state.woken.extend(waiting);
+            state.later.wake(state.room.take());
             (gone, closed)
         })
     }

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::pin::Pin;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, Weak};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::SETTLES;
@@ -26,7 +26,7 @@ use crate::service::hub::{Hub, Next};
 use crate::service::port::HubPort;
 use crate::sys::fork::Origin;
 use crate::wait::block::block_on;
-use crate::wait::tasks::{Drive, Place, Wakers, wake};
+use crate::wait::tasks::{Drive, Later, Place, Wakers, enter};
 use crate::wait::{Wait, Waiter};
 
 /// How often a task looks for itself, before it leaves that to the quiet thread.
@@ -239,30 +239,20 @@ struct State {
     hub: Hub,
     /// Who waits for a message.
     next: Wakers,
-    /// To be woken, and to be dropped, without the lock.
-    woken: Vec<Waker>,
-    dropped: Vec<Waker>,
+    later: Later,
 }
 
 impl Core {
     /// Does something under the lock, and then wakes whom that concerns.
     fn enter<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
-        let mut state = lock(&self.state);
-        let done = work(&mut state);
-        let woken = std::mem::take(&mut state.woken);
-        let dropped = std::mem::take(&mut state.dropped);
-        drop(state);
-        wake(woken);
-        drop(dropped);
-        done
+        enter(lock(&self.state), |state| &mut state.later, work)
     }
 
     /// Who waited for a message does no more.
     fn leave(&self, place: &mut Place) {
         if place.is_taken() && !self.origin.is_forked() {
             self.enter(|state| {
-                let waker = state.next.forget(place);
-                state.dropped.extend(waker);
+                state.later.discard(state.next.forget(place));
             });
         }
     }
@@ -272,8 +262,7 @@ impl Drive for Core {
     /// As for a server of tasks: whoever waits looks, and asks anew.
     fn drive(&self) -> bool {
         self.enter(|state| {
-            let waiting = state.next.take();
-            state.woken.extend(waiting);
+            state.later.wake(state.next.take());
         });
         false
     }
@@ -287,8 +276,7 @@ impl<T: ShmTopic> AsyncSubscriber<T> {
         let state = State {
             hub: Hub::new(port.clone(), wait),
             next: Wakers::default(),
-            woken: Vec::new(),
-            dropped: Vec::new(),
+            later: Later::default(),
         };
         let core = Arc::new(Core {
             state: Mutex::new(state),
@@ -363,14 +351,13 @@ impl<T: ShmTopic> AsyncSubscriber<T> {
                 if *wait == Wait::Spin {
                     break;
                 }
-                let before = state.next.keep(place, cx.waker());
-                state.dropped.extend(before);
+                state.later.discard(state.next.keep(place, cx.waker()));
                 if !state.hub.listen() {
                     return Poll::Pending;
                 }
             }
             // Others have their turn.
-            state.woken.push(cx.waker().clone());
+            state.later.wake([cx.waker().clone()]);
             Poll::Pending
         })
     }

@@ -52,6 +52,39 @@ pub(crate) struct Wakers {
     kept: BTreeMap<u64, Waker>,
 }
 
+/// Wakers that are woken, and dropped, once the lock is given back under which they were found: each may be all
+/// that is left of its task, which may do anything.
+#[derive(Default)]
+pub(crate) struct Later {
+    woken: Vec<Waker>,
+    dropped: Vec<Waker>,
+}
+
+impl Later {
+    pub(crate) fn wake(&mut self, wakers: impl IntoIterator<Item = Waker>) {
+        self.woken.extend(wakers);
+    }
+
+    pub(crate) fn discard(&mut self, waker: Option<Waker>) {
+        self.dropped.extend(waker);
+    }
+}
+
+/// Does something under a lock, and then what is left for later.
+#[inline]
+pub(crate) fn enter<S, T>(
+    mut state: MutexGuard<'_, S>,
+    later: impl FnOnce(&mut S) -> &mut Later,
+    work: impl FnOnce(&mut S) -> T,
+) -> T {
+    let done = work(&mut state);
+    let Later { woken, dropped } = std::mem::take(later(&mut state));
+    drop(state);
+    wake(woken);
+    drop(dropped);
+    done
+}
+
 /// The place of one who waits among [`Wakers`], if it has one.
 #[derive(Default)]
 pub(crate) struct Place(Option<u64>);

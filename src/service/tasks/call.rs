@@ -255,8 +255,7 @@ impl<R: ShmRequest> AsyncCall<R> {
             sent => return Poll::Ready(sent),
         }
         self.core.enter(|state| {
-            let before = state.room.keep(place, cx.waker());
-            state.dropped.extend(before);
+            state.later.discard(state.room.keep(place, cx.waker()));
         });
         self.outbox(&self.answers)?.ask_for_room();
         match self.try_send(item) {
@@ -269,8 +268,7 @@ impl<R: ShmRequest> AsyncCall<R> {
     fn leave(&self, place: &mut Place) {
         if !self.core.origin.is_forked() {
             self.core.enter(|state| {
-                let waker = state.room.forget(place);
-                state.dropped.extend(waker);
+                state.later.discard(state.room.forget(place));
             });
         }
     }

@@ -42,7 +42,7 @@ use crate::service::port::HubPort;
 use crate::service::server::{admit, give_up, is_plain};
 use crate::sys::fork::Origin;
 use crate::wait::block::block_on;
-use crate::wait::tasks::{Drive, Place, Wakers, wake};
+use crate::wait::tasks::{Drive, Later, Place, Wakers, enter};
 use crate::wait::{Wait, Waiter};
 
 /// How often a task looks for itself, before it leaves that to the quiet thread.
@@ -107,10 +107,7 @@ pub(super) struct State {
     pub(super) room: Wakers,
     /// Who waits for a cancel, by lane.
     cancelled: HashMap<usize, Watchers>,
-    /// To be woken without the lock.
-    woken: Vec<Waker>,
-    /// To be dropped without the lock.
-    pub(super) dropped: Vec<Waker>,
+    pub(super) later: Later,
 }
 
 /// Who waits for calls of one lane to be cancelled.
@@ -131,8 +128,7 @@ impl<R: ShmRequest> AsyncServer<R> {
             next: Vec::new(),
             room: Wakers::default(),
             cancelled: HashMap::new(),
-            woken: Vec::new(),
-            dropped: Vec::new(),
+            later: Later::default(),
         };
         let core = Arc::new(Core {
             state: Mutex::new(state),
@@ -191,7 +187,7 @@ impl<R: ShmRequest> AsyncServer<R> {
                         Look::Found(call) => return Poll::Ready(Ok(Some(call))),
                         Look::Ended => return Poll::Ready(Ok(None)),
                         Look::More => {
-                            state.woken.push(cx.waker().clone());
+                            state.later.wake([cx.waker().clone()]);
                             return Poll::Pending;
                         }
                         Look::Nothing => std::hint::spin_loop(),
@@ -205,7 +201,7 @@ impl<R: ShmRequest> AsyncServer<R> {
                     return Poll::Pending;
                 }
             }
-            state.woken.push(cx.waker().clone());
+            state.later.wake([cx.waker().clone()]);
             Poll::Pending
         })
     }
@@ -276,26 +272,16 @@ impl Core {
 
     /// Does something under the lock, and then wakes whom that concerns.
     pub(super) fn enter<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
-        Self::enter_locked(self.lock(), work)
+        enter(self.lock(), State::later, work)
     }
 
     /// As [`enter`](Self::enter), where nobody else has the lock.
     fn try_enter<R: ShmRequest>(&self, look: impl FnOnce(&mut State) -> Look<R>) -> Look<R> {
         match self.state.try_lock() {
-            Ok(state) => Self::enter_locked(state, look),
-            Err(TryLockError::Poisoned(state)) => Self::enter_locked(state.into_inner(), look),
+            Ok(state) => enter(state, State::later, look),
+            Err(TryLockError::Poisoned(state)) => enter(state.into_inner(), State::later, look),
             Err(TryLockError::WouldBlock) => Look::Nothing,
         }
-    }
-
-    fn enter_locked<T>(mut state: MutexGuard<'_, State>, work: impl FnOnce(&mut State) -> T) -> T {
-        let done = work(&mut state);
-        let woken = std::mem::take(&mut state.woken);
-        let dropped = std::mem::take(&mut state.dropped);
-        drop(state);
-        wake(woken);
-        drop(dropped);
-        done
     }
 
     fn stop(&self) {
@@ -325,8 +311,7 @@ impl Core {
                 rings,
                 wakers: Wakers::default(),
             });
-            let before = watchers.wakers.keep(place, waker);
-            state.dropped.extend(before);
+            state.later.discard(watchers.wakers.keep(place, waker));
             state.hub.attend_to(number);
         });
     }
@@ -337,7 +322,7 @@ impl Core {
             self.enter(|state| {
                 let watchers = state.cancelled.remove(&number);
                 let wakers = watchers.map(|mut watchers| watchers.wakers.take());
-                state.woken.extend(wakers.into_iter().flatten());
+                state.later.wake(wakers.into_iter().flatten());
             });
         }
     }
@@ -348,7 +333,7 @@ impl Core {
             self.enter(|state| {
                 let watchers = state.cancelled.get_mut(&number);
                 let waker = watchers.and_then(|watchers| watchers.wakers.forget(place));
-                state.dropped.extend(waker);
+                state.later.discard(waker);
             });
         }
     }
@@ -357,9 +342,8 @@ impl Core {
 impl Drive for Core {
     fn drive(&self) -> bool {
         self.enter(|state| {
-            let room = state.room.take();
-            state.woken.extend(room);
-            state.woken.append(&mut state.next);
+            state.later.wake(state.room.take());
+            state.later.wake(state.next.drain(..));
             state.wake_watchers();
             // Relaxed: as in `look`.
             self.stops.load(Ordering::Relaxed) && state.refuse()
@@ -376,19 +360,23 @@ enum Take<R: ShmRequest> {
 }
 
 impl State {
+    fn later(&mut self) -> &mut Later {
+        &mut self.later
+    }
+
     /// Wakes those who wait for a cancel and whose lane has rung since it was asked to, or has ended.
     fn wake_watchers(&mut self) {
         let State {
             hub,
             cancelled,
-            woken,
+            later,
             ..
         } = self;
         hub.look_at_doors();
         cancelled.retain(|number, watchers| {
             let stays = hub.rings(*number) == Some(watchers.rings);
             if !stays {
-                woken.extend(watchers.wakers.take());
+                later.wake(watchers.wakers.take());
             }
             stays && !watchers.wakers.is_empty()
         });

@@ -29,7 +29,7 @@ use crate::service::trace::Calling;
 use crate::sync::heavy_barrier;
 use crate::sys::fork::Origin;
 use crate::wait::Wait;
-use crate::wait::tasks::{Drive, Place, Wakers, wake};
+use crate::wait::tasks::{Drive, Later, Place, Wakers, enter};
 
 /// How often the one task that waits looks for itself, before it leaves that to the quiet thread.
 const LOOKS: usize = 500;
@@ -57,10 +57,7 @@ struct State {
     /// Who waits for room for a request.
     room: Wakers,
     armed: bool,
-    /// To be woken without the lock.
-    woken: Vec<Waker>,
-    /// To be dropped without the lock: each may be all that is left of a task, which may call here.
-    dropped: Vec<Waker>,
+    later: Later,
     _closer: Closer,
 }
 
@@ -76,8 +73,7 @@ impl Strand {
             waiting: 0,
             room: Wakers::default(),
             armed: false,
-            woken: Vec::new(),
-            dropped: Vec::new(),
+            later: Later::default(),
             _closer: closer,
         };
         Strand {
@@ -105,14 +101,7 @@ impl Strand {
 
     /// Does something under the lock, and then wakes whom that concerns.
     fn enter<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
-        let mut state = self.lock();
-        let done = work(&mut state);
-        let woken = std::mem::take(&mut state.woken);
-        let dropped = std::mem::take(&mut state.dropped);
-        drop(state);
-        wake(woken);
-        drop(dropped);
-        done
+        enter(self.lock(), |state| &mut state.later, work)
     }
 
     /// Whether another call has a place here, or would learn that there is none any more.
@@ -150,14 +139,12 @@ impl Strand {
             let Some((place, waker)) = waits else {
                 return Poll::Pending;
             };
-            let before = state.room.keep(place, waker);
-            state.dropped.extend(before);
+            state.later.discard(state.room.keep(place, waker));
             state.outbox.ask_for_room();
             match state.send(request, deadline, calling) {
                 Err(CallError::Send(SendError::Full)) => Poll::Pending,
                 sent => {
-                    let waker = state.room.forget(place);
-                    state.dropped.extend(waker);
+                    state.later.discard(state.room.forget(place));
                     Poll::Ready(sent)
                 }
             }
@@ -168,8 +155,7 @@ impl Strand {
     pub(super) fn leave(&self, place: &mut Place) {
         if place.is_taken() && !self.is_forked() {
             self.enter(|state| {
-                let waker = state.room.forget(place);
-                state.dropped.extend(waker);
+                state.later.discard(state.room.forget(place));
             });
         }
     }
@@ -212,7 +198,7 @@ impl Strand {
                 state.forget(tag);
             }
             // Other tasks have their turn, and then it looks again.
-            state.woken.push(waker.clone());
+            state.later.wake([waker.clone()]);
             Poll::Pending
         })
     }
@@ -397,19 +383,19 @@ impl State {
         }
         let before = self.wakers[tag].replace(waker.clone());
         self.waiting += usize::from(before.is_none());
-        self.dropped.extend(before);
+        self.later.discard(before);
     }
 
     fn forget(&mut self, tag: u16) {
         let waker = self.wakers.get_mut(usize::from(tag)).and_then(Option::take);
         self.waiting -= usize::from(waker.is_some());
-        self.dropped.extend(waker);
+        self.later.discard(waker);
     }
 
     fn wake(&mut self, tag: u16) {
         let waker = self.wakers.get_mut(usize::from(tag)).and_then(Option::take);
         self.waiting -= usize::from(waker.is_some());
-        self.woken.extend(waker);
+        self.later.wake(waker);
     }
 
     /// Takes what has come, and has the lane ring for more. True where that is to go on with the next turn.
@@ -418,7 +404,7 @@ impl State {
             let is_drained = self.drain();
             if self.is_over() {
                 let all = self.wakers.iter_mut().filter_map(Option::take);
-                self.woken.extend(all);
+                self.later.wake(all);
                 self.waiting = 0;
             }
             if self.waiting == 0 {
@@ -445,8 +431,7 @@ impl Drive for Strand {
     fn drive(&self) -> bool {
         self.enter(|state| {
             let more = state.drive();
-            let room = state.room.take();
-            state.woken.extend(room);
+            state.later.wake(state.room.take());
             more
         })
     }

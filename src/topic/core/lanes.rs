@@ -2,13 +2,12 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::task::Waker;
 
 use crate::lane::{Outbox, Parcel};
 use crate::link::Line;
 use crate::link::member::Member;
 use crate::service::connect::Closer;
-use crate::wait::tasks::Wakers;
+use crate::wait::tasks::{Later, Wakers};
 
 /// The most lanes that are being opened over one link: each takes memory, and a peer may never answer.
 pub(super) const MOST_OPENING: usize = 64;
@@ -32,9 +31,7 @@ pub(super) struct State {
     /// Whether a timer has lanes tried again for which no ring will come.
     pub(super) tries: bool,
     pub(super) room: Wakers,
-    /// To be woken, and to be dropped, without the lock.
-    pub(super) woken: Vec<Waker>,
-    pub(super) dropped: Vec<Waker>,
+    pub(super) later: Later,
 }
 
 /// Names a subscriber: its link, and its name there.
