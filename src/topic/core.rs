@@ -277,7 +277,8 @@ impl Core {
     #[inline]
     fn publish_to(&self, state: &mut State, parcel: &Parcel) -> Option<usize> {
         let budget = self.budget / state.lanes.len().max(1);
-        if self.delivery == Delivery::Reliable {
+        let is_reliable = self.delivery == Delivery::Reliable;
+        if is_reliable {
             let full = state
                 .lanes
                 .iter_mut()
@@ -287,7 +288,11 @@ impl Core {
             }
         }
         for lane in &mut state.lanes {
-            if lane.give(parcel, budget) {
+            let is_given = match is_reliable {
+                true => lane.give_free(parcel),
+                false => lane.give(parcel, budget),
+            };
+            if is_given {
                 continue;
             }
             // It is given when there is room.

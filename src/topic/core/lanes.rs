@@ -122,6 +122,8 @@ impl State {
 impl Lane {
     /// Whether there is room for a message, and nothing older is kept.
     pub(super) fn is_free(&mut self, parcel: &Parcel, budget: usize) -> bool {
+        // It is given what is free behind all others: its lines are on their way by then.
+        self.outbox.fetch();
         // One that ended is passed over.
         self.give_kept(budget) && self.outbox.has_room(parcel, 0, budget).unwrap_or(true)
     }
@@ -141,9 +143,26 @@ impl Lane {
                 Ok(false) => {}
             }
         }
+        self.keep(parcel);
+        false
+    }
+
+    /// As [`give`](Self::give), where it was just found to be [free](Self::is_free).
+    #[inline]
+    pub(super) fn give_free(&mut self, parcel: &Parcel) -> bool {
+        self.outbox.offer();
+        // One that has ended is passed over.
+        if let Ok(false) = self.outbox.send_parcel(parcel) {
+            self.keep(parcel);
+            return false;
+        }
+        true
+    }
+
+    #[cold]
+    fn keep(&mut self, parcel: &Parcel) {
         let before = self.kept.replace(parcel.clone());
         self.missed += u64::from(before.is_some());
-        false
     }
 
     /// Sends what is kept, and before it how many were missed; true where nothing is kept any more.
