@@ -3,6 +3,7 @@
 //! - [`Publisher`]: archives a message once, and gives each subscriber a record of it, on a lane of its own;
 //!   [`core`]: its lanes, and who is behind on them.
 //! - [`Subscriber`], [`AsyncSubscriber`]: take messages of all publishers of a topic, as a port with many lanes.
+//! - [`join`]: how they begin.
 //! - [`latest`]: newest values, which take the place of those before them.
 //!
 //! # Who finds whom
@@ -14,6 +15,7 @@
 //! leaves out nobody who was there before.
 
 mod core;
+mod join;
 mod latest;
 mod publisher;
 mod subscriber;
@@ -21,9 +23,3 @@ mod subscriber;
 pub use latest::{Change, Changed, Current, Latest, LatestPublisher};
 pub use publisher::{Delivery, Publisher, Publishes, Publishing};
 pub use subscriber::{AsyncSubscriber, NextMessage, Subscriber};
-
-use std::time::Duration;
-
-/// How long one who begins waits for those of the other part that are there: a process that is stopped holds
-/// up nobody for longer.
-const SETTLES: Duration = Duration::from_secs(1);

@@ -3,25 +3,23 @@
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytemuck::Pod;
 
-use super::SETTLES;
 use super::core::Core;
+use super::join;
 use crate::bus::Shared as BusShared;
 use crate::error::{ConnectError, MemoryError, SendError};
 use crate::lane::{Bulk, Bytes, MOST_INLINE, Packer, Parcel};
-use crate::link::member::Part;
 use crate::link::offer::Offer;
-use crate::link::topics::Follow;
 use crate::message::ShmTopic;
 use crate::service::contract::Contract;
 use crate::wait::block::block_on;
 use crate::wait::tasks::{Place, Timeout};
-use crate::wait::{Patience, Step, Wait, Waiter};
+use crate::wait::{Patience, Step, Wait};
 
 /// How many pauses lie between two looks for room.
 const AWAY: usize = 8;
@@ -90,18 +88,8 @@ pub struct Publisher<T: ShmTopic> {
 impl<T: ShmTopic> Publisher<T> {
     pub(crate) fn open(bus: &Arc<BusShared>, how: Publishing) -> Result<Self, ConnectError> {
         let node = bus.node();
-        node.check_fork()?;
-        let sleeper = node.new_sleeper(Waiter::Tasks)?;
-        let (member, presence) = node.join_topic(T::TOPIC, Part::Publisher, None)?;
-        let contract = Contract::topic::<T>();
         let keeps = (how.delivery, how.history.min(MOST_HISTORY));
-        let core = Core::new(node, member.number, contract, sleeper.clone(), keeps, None);
-        sleeper.attach(Arc::downgrade(&core) as Weak<_>, node.due().clone());
-        node.follow(T::TOPIC, Part::Subscriber, Arc::downgrade(&core) as Weak<_>);
-        for member in node.members(T::TOPIC, Part::Subscriber) {
-            core.clone().found(node, &member);
-        }
-        core.settle(SETTLES);
+        let (core, presence) = join::publish(node, T::TOPIC, Contract::topic::<T>(), keeps, None)?;
         Ok(Publisher {
             _presence: presence,
             packer: Packer::new::<T>(node),

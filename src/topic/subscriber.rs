@@ -11,13 +11,12 @@ use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use super::SETTLES;
+use super::join;
 use crate::bus::Shared as BusShared;
 use crate::error::{ConnectError, Fault, ReceiveError};
 use crate::lane::{Held, Kept, Message, Received, Role, View};
 use crate::link::lock;
-use crate::link::member::Part;
-use crate::link::offer::{Offer, Port};
+use crate::link::offer::Offer;
 use crate::message::ShmTopic;
 use crate::service::OfBus;
 use crate::service::client::give_back;
@@ -45,24 +44,6 @@ pub struct Subscriber<T: ShmTopic> {
     hub: Hub,
     bus: Arc<BusShared>,
     _message: PhantomData<fn(T)>,
-}
-
-/// Makes a port of a topic, and waits until the publishers that are there have joined it.
-fn join<T: ShmTopic>(
-    bus: &Arc<BusShared>,
-    waiter: Waiter,
-) -> Result<(Arc<HubPort>, Offer), ConnectError> {
-    let node = bus.node();
-    node.check_fork()?;
-    let port = HubPort::new(node, T::TOPIC, Contract::topic::<T>(), waiter)?;
-    let offered = port.clone() as Arc<dyn Port>;
-    let (_, presence) = node.join_topic(T::TOPIC, Part::Subscriber, Some(offered))?;
-    let publishers = || {
-        let members = node.members(T::TOPIC, Part::Publisher);
-        members.iter().map(|member| member.number).collect()
-    };
-    port.wait_for_publishers(SETTLES, publishers);
-    Ok((port, presence))
 }
 
 /// What was found on a topic.
@@ -114,7 +95,8 @@ fn lost(hub: &mut Hub) -> Option<ReceiveError> {
 
 impl<T: ShmTopic> Subscriber<T> {
     pub(crate) fn open(bus: &Arc<BusShared>) -> Result<Self, ConnectError> {
-        let (port, presence) = join::<T>(bus, Waiter::Thread)?;
+        let (port, presence) =
+            join::subscribe(bus.node(), T::TOPIC, Contract::topic::<T>(), Waiter::Thread)?;
         Ok(Subscriber {
             _presence: presence,
             hub: Hub::new(port, bus.node().config().wait),
@@ -271,7 +253,8 @@ impl Drive for Core {
 impl<T: ShmTopic> AsyncSubscriber<T> {
     pub(crate) fn open(bus: &Arc<BusShared>) -> Result<Self, ConnectError> {
         let node = bus.node();
-        let (port, presence) = join::<T>(bus, Waiter::Tasks)?;
+        let (port, presence) =
+            join::subscribe(node, T::TOPIC, Contract::topic::<T>(), Waiter::Tasks)?;
         let wait = node.config().wait;
         let state = State {
             hub: Hub::new(port.clone(), wait),

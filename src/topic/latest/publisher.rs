@@ -2,20 +2,17 @@
 
 use std::collections::HashMap;
 use std::marker::PhantomData;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use crate::bus::Shared as BusShared;
 use crate::error::{ConnectError, SendError};
 use crate::lane::{Board, PackedValue};
-use crate::link::member::Part;
 use crate::link::offer::Offer;
-use crate::link::topics::Follow;
 use crate::message::{LatestKey, ShmLatest};
 use crate::service::contract::Contract;
-use crate::topic::SETTLES;
 use crate::topic::core::{Change, Core};
+use crate::topic::join;
 use crate::topic::publisher::Delivery;
-use crate::wait::Waiter;
 
 /// Publishes newest values: each takes the place of the one before it, of the same key.
 ///
@@ -64,20 +61,11 @@ impl<T: ShmLatest> LatestPublisher<T> {
     pub(crate) fn open(bus: &Arc<BusShared>) -> Result<Self, ConnectError> {
         let node = bus.node();
         node.check_fork()?;
-        let sleeper = node.new_sleeper(Waiter::Tasks)?;
         let board = Board::new(node)?;
-        let (member, presence) = node.join_topic(T::LATEST, Part::Writer, None)?;
-        let contract = Contract::latest::<T>();
         // Notes are lost where there is no room for them: who reads looks at the whole board then.
         let keeps = (Delivery::Lossy, 0);
-        let shown = Some(board.clone());
-        let core = Core::new(node, member.number, contract, sleeper.clone(), keeps, shown);
-        sleeper.attach(Arc::downgrade(&core) as Weak<_>, node.due().clone());
-        node.follow(T::LATEST, Part::Reader, Arc::downgrade(&core) as Weak<_>);
-        for member in node.members(T::LATEST, Part::Reader) {
-            core.clone().found(node, &member);
-        }
-        core.settle(SETTLES);
+        let (contract, shown) = (Contract::latest::<T>(), Some(board.clone()));
+        let (core, presence) = join::publish(node, T::LATEST, contract, keeps, shown)?;
         Ok(LatestPublisher {
             _presence: presence,
             core,

@@ -16,14 +16,13 @@ use crate::bus::Shared as BusShared;
 use crate::error::{ConnectError, Fault, ReceiveError};
 use crate::lane::Role;
 use crate::link::lock;
-use crate::link::member::Part;
-use crate::link::offer::{Offer, Port};
+use crate::link::offer::Offer;
 use crate::message::{LatestKey, ShmLatest, layout_of};
 use crate::service::client::give_back;
 use crate::service::contract::Contract;
 use crate::service::hub::Hub;
 use crate::service::port::HubPort;
-use crate::topic::SETTLES;
+use crate::topic::join;
 use crate::wait::block::block_on;
 use crate::wait::tasks::{Drive, Place, Timeout, Wakers, wake};
 use crate::wait::{Wait, Waiter};
@@ -113,19 +112,11 @@ impl Drive for Waiting {
 impl<T: ShmLatest> Latest<T> {
     pub(crate) fn open(bus: &Arc<BusShared>) -> Result<Self, ConnectError> {
         let node = bus.node();
-        node.check_fork()?;
-        let contract = Contract::latest::<T>();
-        let port = HubPort::new(node, T::LATEST, contract, Waiter::Tasks)?;
+        let (port, presence) =
+            join::subscribe(node, T::LATEST, Contract::latest::<T>(), Waiter::Tasks)?;
         let waiting = Arc::new(Waiting(Mutex::default()));
         port.sleeper
             .attach(Arc::downgrade(&waiting) as Weak<_>, node.due().clone());
-        let offered = port.clone() as Arc<dyn Port>;
-        let (_, presence) = node.join_topic(T::LATEST, Part::Reader, Some(offered))?;
-        let publishers = || {
-            let members = node.members(T::LATEST, Part::Writer);
-            members.iter().map(|member| member.number).collect()
-        };
-        port.wait_for_publishers(SETTLES, publishers);
         let mut latest = Latest {
             _presence: presence,
             sources: Sources::new(),
