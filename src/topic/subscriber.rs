@@ -7,7 +7,7 @@ use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,8 @@ use crate::service::hub::{Hub, Next};
 use crate::service::port::HubPort;
 use crate::sys::fork::Origin;
 use crate::wait::block::block_on;
-use crate::wait::tasks::{Drive, wake};
+use crate::wait::sources::{Readiness, Ready};
+use crate::wait::tasks::{Drive, forget, keep, wake};
 use crate::wait::{Wait, Waiter};
 
 /// How often a task looks for itself, before it leaves that to the quiet thread.
@@ -263,6 +264,46 @@ impl Drive for Core {
     }
 }
 
+impl Ready for Core {
+    fn poll_ready(&self, waker: Option<&Waker>) -> Readiness {
+        self.enter(|state| {
+            for _ in 0..ROUNDS {
+                // In this order: what came before the end is still taken.
+                let ended = self.port.has_ended();
+                match state.hub.is_ready() {
+                    true => return Readiness::Ready,
+                    false if ended => return Readiness::Ended,
+                    false => {}
+                }
+                let Some(waker) = waker else {
+                    return Readiness::Nothing;
+                };
+                keep(&mut state.next, waker);
+                if !state.hub.listen() {
+                    return Readiness::Nothing;
+                }
+            }
+            Readiness::Ready
+        })
+    }
+
+    fn forget(&self, waker: &Waker) {
+        let forgotten = self.enter(|state| forget(&mut state.next, waker));
+        drop(forgotten);
+    }
+}
+
+impl Drop for Core {
+    /// Those who wait for one of many ports learn that this is gone; nobody else is left.
+    fn drop(&mut self) {
+        if !self.origin.is_forked() {
+            let state = self.state.get_mut();
+            let state = state.unwrap_or_else(PoisonError::into_inner);
+            wake(std::mem::take(&mut state.next));
+        }
+    }
+}
+
 impl<T: ShmTopic> AsyncSubscriber<T> {
     pub(crate) fn open(bus: &Arc<BusShared>) -> Result<Self, ConnectError> {
         let node = bus.node();
@@ -311,6 +352,11 @@ impl<T: ShmTopic> AsyncSubscriber<T> {
         })
     }
 
+    /// The port, for one who looks at several.
+    pub(crate) fn port(&self) -> Box<dyn Ready> {
+        Box::new(self.core.downgrade())
+    }
+
     fn check_fork(&self) -> Result<(), ReceiveError> {
         match self.core.origin.is_forked() {
             true => Err(ReceiveError::Forked),
@@ -339,9 +385,7 @@ impl<T: ShmTopic> AsyncSubscriber<T> {
                 if *wait == Wait::Spin {
                     break;
                 }
-                if !state.next.iter().any(|other| other.will_wake(cx.waker())) {
-                    state.next.push(cx.waker().clone());
-                }
+                keep(&mut state.next, cx.waker());
                 if !state.hub.listen() {
                     return Poll::Pending;
                 }
