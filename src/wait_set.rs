@@ -63,7 +63,7 @@ const RINGS: u64 = u64::MAX - 1;
 /// struct Doubled { number: u32 }
 ///
 /// #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-/// enum From { Saved, Calls, Socket }
+/// enum Who { Saved, Calls, Socket }
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let bus = Bus::open("doc-wait-set")?;
@@ -80,24 +80,24 @@ const RINGS: u64 = u64::MAX - 1;
 /// # });
 ///
 /// let mut set = bus.wait_set()?;
-/// set.add(From::Saved, &saved)?;
-/// set.add(From::Calls, &calls)?;
-/// set.add_readable(From::Socket, &socket)?;
+/// set.add(Who::Saved, &saved)?;
+/// set.add(Who::Calls, &calls)?;
+/// set.add_readable(Who::Socket, &socket)?;
 ///
 /// while let Some(event) = set.wait()? {
 ///     match event {
-///         Event::Ready(From::Saved) => {
+///         Event::Ready(Who::Saved) => {
 ///             while let Some(saved) = saved.try_next()? {
 ///                 println!("{} was saved", saved.path);
 ///             }
 ///         }
-///         Event::Ready(From::Calls) => {
+///         Event::Ready(Who::Calls) => {
 ///             while let Some(call) = calls.try_next()? {
 ///                 let number = call.number.to_native() * 2;
 ///                 call.reply(&Doubled { number })?;
 ///             }
 ///         }
-///         Event::Ready(From::Socket) => {
+///         Event::Ready(Who::Socket) => {
 ///             let mut word = [0; 4];
 ///             socket.read_exact(&mut word)?;
 ///             if &word == b"quit" {

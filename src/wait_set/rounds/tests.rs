@@ -99,9 +99,9 @@ fn looked_at_beside(wait: Wait, name: &str) -> usize {
 fn only_who_is_busy_is_looked_at() {
     assert_eq!(looked_at_beside(Wait::Park, "park"), 0);
     assert_eq!(looked_at_beside(Wait::Adaptive, "adaptive"), 0);
-    // It goes on looking at some.
+    // It goes on looking at some, one of which makes room for the one that is busy.
     let spun = looked_at_beside(Wait::Spin, "spin");
-    assert!(spun < MOST_SPUN, "{spun}");
+    assert!(spun <= MOST_SPUN, "{spun}");
 }
 
 #[test]
