@@ -229,16 +229,20 @@ fn send_everything(name: &str, mut pipe: UnixStream, each: u64) -> Vec<thread::J
 
 #[test]
 fn everything_is_taken_in_order() {
-    const EACH: u64 = 2_000;
     let _together = together();
-    for wait in [Wait::Adaptive, Wait::Park, Wait::Spin] {
+    // One that spins leaves little to others where there are few processors.
+    for (wait, each) in [
+        (Wait::Adaptive, 2_000),
+        (Wait::Park, 2_000),
+        (Wait::Spin, 200),
+    ] {
         for greedy in [false, true] {
             let name = name(&format!("set-{wait:?}-{greedy}"));
             let here = waiting(&name, wait);
             let (pipe, end) = UnixStream::pair().expect("there are descriptors");
             let mut all = Everything::new(&here, pipe);
-            let sending = send_everything(&name, end, EACH);
-            all.take_until([2 * EACH, EACH, EACH, EACH, EACH], greedy);
+            let sending = send_everything(&name, end, each);
+            all.take_until([2 * each, each, each, each, each], greedy);
             for thread in sending {
                 thread.join().expect("it goes well");
             }
@@ -478,6 +482,34 @@ fn a_set_at_rest_holds_up_no_task() {
     }
     serving.close();
     answering.join().expect("it does not panic");
+}
+
+/// Not even where somebody else is to take the rings, and does not; nor by a port that always has something.
+#[test]
+fn a_driver_at_rest_holds_up_no_set() {
+    let _together = together();
+    let name = name("set-driver");
+    let here = waiting(&name, Wait::Park);
+    let one = here.async_subscriber::<One>().expect("it joins");
+    let two = here.async_subscriber::<Two>().expect("it joins");
+    let there = open(&name);
+    let mut ones = there.publisher::<One>().expect("it joins");
+    let mut twos = there.publisher::<Two>().expect("it joins");
+    let _idle = here.driver();
+    let mut set = here.wait_set().expect("there are descriptors");
+    set.add(Who::One, &one).expect("not forked");
+    set.add(Who::Two, &two).expect("not forked");
+    for number in 0..20 {
+        assert_eq!(set.wait_timeout(SHORT).expect("not forked"), None);
+        ones.publish(&self::one(number)).expect("there is room");
+        let event = set.wait().expect("not forked");
+        assert_eq!(event, Some(Event::Ready(Who::One)));
+        let two_is_new = Two { from: 0, number };
+        twos.publish(&two_is_new).expect("there is room");
+        while set.wait().expect("not forked") != Some(Event::Ready(Who::Two)) {}
+        assert!(one.try_next().expect("nothing is missed").is_some());
+        assert!(two.try_next().expect("nothing is missed").is_some());
+    }
 }
 
 /// Whatever is a future can be waited for beside the rest.
