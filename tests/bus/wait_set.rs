@@ -1,22 +1,20 @@
 //! One thread that waits for topics, services, descriptors and wakers at once.
 
-use std::future::Future;
+mod company;
+pub(crate) mod processes;
+
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
 use std::thread;
 use std::time::Duration;
 
 use shmbus::{
-    AsyncServer, AsyncSubscriber, Bus, CallError, Config, Event, OpenError, ShmMessage, Wait,
-    WaitSet,
+    AsyncServer, AsyncSubscriber, Bus, CallError, Config, Delivery, Event, OpenError, Publishing,
+    ReceiveError, ShmMessage, Wait, WaitSet,
 };
 
-use crate::fork::in_fork;
-use crate::support::{Child, name, open, tell, together};
+use crate::support::{name, open, together};
 
 #[derive(ShmMessage)]
 #[shm(topic = "set-one")]
@@ -184,11 +182,10 @@ impl Everything {
 fn send_everything(name: &str, mut pipe: UnixStream, each: u64) -> Vec<thread::JoinHandle<()>> {
     let there = [(); 2].map(|()| open(name));
     let mut all = Vec::new();
-    for from in 0..2 {
-        let mut publisher = there[from].publisher::<One>().expect("it joins");
+    for (from, bus) in (0..).zip(&there) {
+        let mut publisher = bus.publisher::<One>().expect("it joins");
         all.push(thread::spawn(move || {
             for number in 0..each {
-                let from = from as u32;
                 let one = One {
                     from,
                     ..one(number)
@@ -284,6 +281,76 @@ fn what_came_before_a_port_was_added_is_told_of() {
     }
 }
 
+/// More publishers than a port looks at directly, and one message taken for each time that it is told of.
+#[test]
+fn many_lanes_lead_to_one_port() {
+    const PUBLISHERS: u32 = 9;
+    let _together = together();
+    let name = name("set-lanes");
+    let here = waiting(&name, Wait::Park);
+    let subscriber = here.async_subscriber::<Two>().expect("it joins");
+    let there = open(&name);
+    let mut publishers: Vec<_> = (0..PUBLISHERS)
+        .map(|_| there.publisher::<Two>().expect("it joins"))
+        .collect();
+    let mut set = here.wait_set().expect("there are descriptors");
+    set.add((), &subscriber).expect("not forked");
+    for number in 0..50 {
+        if number % 2 == 0 {
+            assert_eq!(set.wait_timeout(SHORT).expect("not forked"), None);
+        }
+        for (from, publisher) in (0..).zip(&mut publishers) {
+            publisher
+                .publish(&Two { from, number })
+                .expect("there is room");
+        }
+        let mut left = PUBLISHERS;
+        while left > 0 {
+            let event = set.wait().expect("not forked");
+            assert_eq!(event, Some(Event::Ready(())));
+            if let Some(two) = subscriber.try_next().expect("nothing is missed") {
+                assert_eq!(two.number, number);
+                left -= 1;
+            }
+        }
+    }
+}
+
+/// The last word of a publisher that is gone, for which nobody rings any more.
+#[test]
+fn what_is_lost_with_a_publisher_is_told() {
+    const SENT: u64 = 5_000;
+    let _together = together();
+    let name = name("set-lost");
+    let here = waiting(&name, Wait::Park);
+    let subscriber = here.async_subscriber::<Two>().expect("it joins");
+    let lossy = Publishing {
+        delivery: Delivery::Lossy,
+        history: 0,
+    };
+    let publisher = open(&name).publisher_as::<Two>(lossy);
+    let mut publisher = publisher.expect("it joins");
+    for number in 0..SENT {
+        let two = Two { from: 0, number };
+        publisher.publish(&two).expect("it never waits");
+    }
+    drop(publisher);
+    let mut set = here.wait_set().expect("there are descriptors");
+    set.add((), &subscriber).expect("not forked");
+    let (mut came, mut missed) = (0, 0);
+    while came + missed < SENT {
+        let event = set.wait().expect("not forked");
+        assert_eq!(event, Some(Event::Ready(())));
+        match subscriber.try_next() {
+            Ok(two) => came += u64::from(two.is_some()),
+            Err(ReceiveError::Lagged { missed: more, .. }) => missed += more,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert_eq!(came + missed, SENT);
+    assert!(missed > 0);
+}
+
 #[test]
 fn a_time_is_up() {
     let _together = together();
@@ -335,6 +402,13 @@ fn a_source_that_was_removed_is_told_of_no_more() {
     let written = end.write(b"x").map_err(|error| error.kind());
     assert_eq!(written, Err(std::io::ErrorKind::BrokenPipe));
     // What is added in the same place is not taken for what was there.
+    let other = set.add_waker(Who::Waker).expect("not forked");
+    waker.wake_by_ref();
+    assert_eq!(set.wait_timeout(SHORT).expect("not forked"), None);
+    other.wake();
+    let event = set.wait().expect("not forked");
+    assert_eq!(event, Some(Event::Ready(Who::Waker)));
+    assert!(set.remove(Who::Waker));
     set.add(Who::One, &subscriber).expect("not forked");
     let event = set.wait().expect("not forked");
     assert_eq!(event, Some(Event::Ready(Who::One)));
@@ -453,333 +527,4 @@ fn a_port_that_is_dropped_ends() {
     let reply = calling.join().expect("it does not panic");
     assert_eq!(reply.expect("it answers").number, -1);
     dropping.join().expect("it goes well");
-}
-
-/// A set that nobody waits in holds up nobody: the bus looks by itself then.
-#[test]
-fn a_set_at_rest_holds_up_no_task() {
-    let _together = together();
-    let name = name("set-rest");
-    let (serving, calling) = (waiting(&name, Wait::Park), waiting(&name, Wait::Park));
-    let server = serving.async_server::<Negate>();
-    let server = Arc::new(server.expect("nobody else serves"));
-    let mut sets = [&serving, &calling].map(|bus| bus.wait_set().expect("there are descriptors"));
-    sets[0].add(0, &*server).expect("not forked");
-    for set in &mut sets {
-        assert_eq!(set.wait_timeout(SHORT).expect("not forked"), None);
-    }
-    let answering = thread::spawn(move || {
-        while let Some(call) = pollster::block_on(server.next()).expect("not forked") {
-            let number = -call.number.to_native();
-            call.reply(&Negated { number }).expect("it fits");
-        }
-    });
-    let client = calling.async_client::<Negate>();
-    let client = client.expect("a server is there");
-    for number in 0..100 {
-        let reply = pollster::block_on(client.call(&Negate { number }));
-        assert_eq!(reply.expect("it answers").number, -number);
-    }
-    serving.close();
-    answering.join().expect("it does not panic");
-}
-
-/// Not even where somebody else is to take the rings, and does not; nor by a port that always has something.
-#[test]
-fn a_driver_at_rest_holds_up_no_set() {
-    let _together = together();
-    let name = name("set-driver");
-    let here = waiting(&name, Wait::Park);
-    let one = here.async_subscriber::<One>().expect("it joins");
-    let two = here.async_subscriber::<Two>().expect("it joins");
-    let there = open(&name);
-    let mut ones = there.publisher::<One>().expect("it joins");
-    let mut twos = there.publisher::<Two>().expect("it joins");
-    let _idle = here.driver();
-    let mut set = here.wait_set().expect("there are descriptors");
-    set.add(Who::One, &one).expect("not forked");
-    set.add(Who::Two, &two).expect("not forked");
-    for number in 0..20 {
-        assert_eq!(set.wait_timeout(SHORT).expect("not forked"), None);
-        ones.publish(&self::one(number)).expect("there is room");
-        let event = set.wait().expect("not forked");
-        assert_eq!(event, Some(Event::Ready(Who::One)));
-        let two_is_new = Two { from: 0, number };
-        twos.publish(&two_is_new).expect("there is room");
-        while set.wait().expect("not forked") != Some(Event::Ready(Who::Two)) {}
-        assert!(one.try_next().expect("nothing is missed").is_some());
-        assert!(two.try_next().expect("nothing is missed").is_some());
-    }
-}
-
-/// Whatever is a future can be waited for beside the rest.
-#[test]
-fn replies_are_waited_for_by_wakers() {
-    const CALLS: i64 = 500;
-    let _together = together();
-    let name = name("set-replies");
-    let (serving, calling) = (waiting(&name, Wait::Park), waiting(&name, Wait::Park));
-    let serving = serving.serve::<Negate, _>(1, |call| {
-        let number = -call.number.to_native();
-        Ok(Negated { number })
-    });
-    let _serving = serving.expect("nobody else serves");
-    let client = calling.async_client::<Negate>();
-    let client = client.expect("a server is there");
-    let mut set = calling.wait_set().expect("there are descriptors");
-    let waker = set.add_waker(()).expect("not forked");
-    for number in 0..CALLS {
-        let request = Negate { number };
-        let mut pending = client.call(&request);
-        let reply = loop {
-            let polled = Pin::new(&mut pending).poll(&mut Context::from_waker(&waker));
-            if let Poll::Ready(reply) = polled {
-                break reply;
-            }
-            let event = set.wait().expect("not forked");
-            assert_eq!(event, Some(Event::Ready(())));
-        };
-        assert_eq!(reply.expect("it answers").number, -number);
-    }
-}
-
-/// Each set has its own ports of one bus, and whichever thread a ring wakes, it comes to the one it is for.
-#[test]
-fn several_sets_wait_on_one_bus() {
-    const SETS: usize = 4;
-    const EACH: u64 = 2_000;
-    let _together = together();
-    let name = name("set-sets");
-    let here = waiting(&name, Wait::Park);
-    let subscribers: Vec<_> = (0..SETS)
-        .map(|_| here.async_subscriber::<Two>().expect("it joins"))
-        .collect();
-    let taking: Vec<_> = subscribers
-        .into_iter()
-        .map(|subscriber| {
-            let mut set = here.wait_set().expect("there are descriptors");
-            set.add((), &subscriber).expect("not forked");
-            thread::spawn(move || {
-                let mut next = 0;
-                while next < EACH {
-                    let event = set.wait().expect("not forked");
-                    assert_eq!(event, Some(Event::Ready(())));
-                    let two = subscriber.try_next().expect("nothing is missed");
-                    if let Some(two) = two {
-                        assert_eq!(two.number, next);
-                        next += 1;
-                    }
-                }
-            })
-        })
-        .collect();
-    let mut publisher = open(&name).publisher::<Two>().expect("it joins");
-    assert_eq!(publisher.subscribers(), SETS);
-    for number in 0..EACH {
-        let two = Two { from: 0, number };
-        publisher.publish(&two).expect("there is room");
-        if number % 16 == 0 {
-            // So that they sleep now and then.
-            thread::yield_now();
-        }
-    }
-    for thread in taking {
-        thread.join().expect("it goes well");
-    }
-}
-
-/// Two sets wait for one port: nothing is taken twice, and nothing is left.
-#[test]
-fn two_sets_may_share_a_port() {
-    const SENT: i64 = 4_000;
-    let _together = together();
-    let name = name("set-shared");
-    let here = waiting(&name, Wait::Park);
-    let server = Arc::new(here.async_server::<Negate>().expect("nobody else serves"));
-    let answering: Vec<_> = (0..2)
-        .map(|_| {
-            let server = server.clone();
-            let mut set = here.wait_set().expect("there are descriptors");
-            thread::spawn(move || {
-                set.add((), &*server).expect("not forked");
-                let mut answered = 0;
-                while let Some(Event::Ready(())) = set.wait().expect("not forked") {
-                    while let Some(call) = server.try_next().expect("not forked") {
-                        let number = -call.number.to_native();
-                        call.reply(&Negated { number }).expect("it fits");
-                        answered += 1;
-                    }
-                }
-                answered
-            })
-        })
-        .collect();
-    let calling: Vec<_> = (0..2)
-        .map(|_| {
-            let client = open(&name).client::<Negate>().expect("a server is there");
-            thread::spawn(move || {
-                for number in 0..SENT / 2 {
-                    let reply = client.call(&Negate { number }).expect("it answers");
-                    assert_eq!(reply.number, -number);
-                }
-            })
-        })
-        .collect();
-    for thread in calling {
-        thread.join().expect("it goes well");
-    }
-    server.stop();
-    let answered = answering.into_iter().map(|t| t.join().expect("no panic"));
-    assert_eq!(answered.sum::<i64>(), SENT);
-}
-
-/// A part: publishes and calls.
-pub(crate) fn tells_a_set(name: &str) {
-    const EACH: u64 = 2_000;
-    let bus = open(name);
-    let mut publisher = bus.publisher::<One>().expect("it joins");
-    let client = bus.client::<Negate>().expect("a server is there");
-    for number in 0..EACH {
-        publisher.publish(&one(number)).expect("there is room");
-        if number % 4 == 0 {
-            let number = number as i64;
-            let reply = client.call(&Negate { number }).expect("it answers");
-            assert_eq!(reply.number, -number);
-        }
-    }
-}
-
-#[test]
-fn another_process_is_heard() {
-    let _together = together();
-    for wait in [Wait::Park, Wait::Adaptive] {
-        let name = name(&format!("set-child-{wait:?}"));
-        let here = waiting(&name, wait);
-        let (pipe, _end) = UnixStream::pair().expect("there are descriptors");
-        let mut all = Everything::new(&here, pipe);
-        let mut child = Child::start("tells-a-set", &[&name]);
-        all.take_until([2_000, 0, 500, 0, 0], false);
-        assert!(child.end().success());
-        // And one that dies leaves the set as it was.
-        assert_eq!(all.set.wait_timeout(SHORT).expect("not forked"), None);
-    }
-}
-
-/// How often the quiet thread of this process has slept.
-fn quiet_sleeps() -> u64 {
-    let tasks = std::fs::read_dir("/proc/self/task").expect("it is mounted");
-    let mut quiet = tasks.filter_map(|task| {
-        let path = task.expect("it can be read").path();
-        let name = std::fs::read_to_string(path.join("comm")).ok()?;
-        (name.trim() == "shmbus").then_some(path.join("status"))
-    });
-    let status = std::fs::read_to_string(quiet.next().expect("it runs")).expect("it runs");
-    assert!(quiet.next().is_none(), "there is one bus");
-    let count = status
-        .lines()
-        .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-    let count = count.expect("the kernel counts");
-    count.trim().parse().expect("it is a number")
-}
-
-/// A part: answers from a set, and says how often its quiet thread ran meanwhile.
-pub(crate) fn waits_for_itself(name: &str) {
-    let bus = waiting(name, Wait::Park);
-    let server = bus.async_server::<Negate>().expect("nobody else serves");
-    let mut set = bus.wait_set().expect("there are descriptors");
-    set.add((), &server).expect("not forked");
-    tell("ready");
-    let mut before = None;
-    loop {
-        let event = set.wait().expect("not forked");
-        assert_eq!(event, Some(Event::Ready(())));
-        while let Some(call) = server.try_next().expect("not forked") {
-            let number = -call.number.to_native();
-            call.reply(&Negated { number }).expect("it fits");
-            let before = *before.get_or_insert_with(quiet_sleeps);
-            if number == -(DIRECT - 1) {
-                return tell(&(quiet_sleeps() - before).to_string());
-            }
-        }
-    }
-}
-
-const DIRECT: i64 = 2_000;
-
-/// The ring of a peer wakes the thread of the set, and not another one that wakes it.
-#[test]
-fn a_ring_comes_to_the_thread_that_waits() {
-    let _together = together();
-    let name = name("set-direct");
-    let mut child = Child::start("waits-for-itself", &[&name]);
-    assert_eq!(child.hear(), "ready");
-    let client = waiting(&name, Wait::Park).client::<Negate>();
-    let client = client.expect("a server is there");
-    for number in 0..DIRECT {
-        let reply = client.call(&Negate { number }).expect("it answers");
-        assert_eq!(reply.number, -number);
-    }
-    // Now and then it is faster: between the look of the thread and its sleep.
-    let sleeps: i64 = child.hear().parse().expect("it counted");
-    assert!(sleeps < DIRECT / 2, "it ran {sleeps} times");
-    assert!(child.end().success());
-}
-
-/// A part: a set in a forked child.
-pub(crate) fn forks_with_a_set() {
-    let bus = open("set-fork");
-    let subscriber = bus.async_subscriber::<Two>().expect("it joins");
-    let (pipe, mut end) = UnixStream::pair().expect("there are descriptors");
-    let mut set = Some(bus.wait_set().expect("there are descriptors"));
-    let waker = {
-        let set = set.as_mut().expect("made");
-        set.add(Who::Two, &subscriber).expect("not forked");
-        set.add_readable(Pipe, &pipe).expect("it is a socket");
-        assert_eq!(set.wait_timeout(SHORT).expect("not forked"), None);
-        set.add_waker(Who::Waker).expect("not forked")
-    };
-    // Forked while the lock of the list is most likely taken.
-    let stops = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            while !stops.load(Ordering::Relaxed) {
-                waker.wake_by_ref();
-            }
-        });
-        for _ in 0..30 {
-            let end = in_fork(|| {
-                let mut set = set.take().expect("made");
-                let is_forked = |result: Result<(), OpenError>| {
-                    i32::from(!matches!(result, Err(OpenError::Forked)))
-                };
-                waker.wake_by_ref();
-                let mut wrong = is_forked(set.wait().map(drop));
-                wrong += is_forked(set.try_wait().map(drop));
-                wrong += is_forked(set.add(Who::One, &subscriber));
-                wrong += is_forked(set.add_readable(Who::One, &pipe));
-                wrong += is_forked(set.add_waker(Who::One).map(drop));
-                set.remove(Pipe);
-                drop(set);
-                wrong
-            });
-            assert_eq!(end, 0);
-        }
-        stops.store(true, Ordering::Relaxed);
-    });
-    // All of it stays the parent's, and works.
-    let mut set = set.expect("only children dropped it");
-    set.remove(Who::Waker);
-    end.write_all(b"x").expect("there is room");
-    let event = set.wait().expect("not forked");
-    assert_eq!(event, Some(Event::Ready(Pipe)));
-    tell("good");
-}
-
-#[test]
-fn a_forked_child_has_no_set() {
-    let _together = together();
-    let dir = crate::support::Dir::new();
-    let mut child = Child::start_in(dir.path(), "forks-with-a-set", &[]);
-    assert_eq!(child.hear(), "good");
-    assert!(child.end().success());
 }
