@@ -122,6 +122,12 @@ impl RingSet {
         Asleep(self)
     }
 
+    /// Whether the quiet thread looks.
+    #[cfg(test)]
+    pub(crate) fn has_quiet(&self) -> bool {
+        self.lock().has_quiet()
+    }
+
     fn change(&self, change: impl FnOnce(&mut Watchers)) {
         if self.origin.is_forked() {
             return;

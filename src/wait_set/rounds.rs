@@ -63,10 +63,7 @@ impl<T: Copy + Eq + Hash> WaitSet<T> {
                 return Ok(self.tell());
             }
             if self.wait == Wait::Park || !self.poll() {
-                self.let_sleep();
-                if self.round.is_empty() {
-                    self.sleep(deadline)?;
-                }
+                self.sleep(deadline)?;
             }
         }
     }
@@ -185,17 +182,21 @@ impl<T: Copy + Eq + Hash> WaitSet<T> {
         self.awake = awake;
     }
 
-    /// Sleeps until a source is ready, or something is to be looked at.
+    /// Lets the ports fall asleep, and sleeps until a source is ready, or something is to be looked at.
     fn sleep(&mut self, deadline: Option<Instant>) -> Result<(), OpenError> {
+        const NOW: Option<Duration> = Some(Duration::ZERO);
         if self.wait == Wait::Spin {
-            return self.ask(Some(Duration::ZERO));
-        }
-        if !self.woken.fall_asleep() {
-            return Ok(());
+            self.let_sleep();
+            return self.ask(NOW);
         }
         let bus = self.bus.clone();
+        // Before the ports ask to be rung, so that the rings come here.
         let driving = bus.node().due().rings.drive();
-        let timeout = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        self.let_sleep();
+        let timeout = match self.round.is_empty() && self.woken.fall_asleep() {
+            true => deadline.map(|at| at.saturating_duration_since(Instant::now())),
+            false => NOW,
+        };
         let asked = self.ask(timeout);
         // Only now, so that the quiet thread need not wake for what was just taken.
         drop(driving);

@@ -64,7 +64,6 @@ fn child() {
         "publishes" => topics::publishes(arguments[0]),
         "converses" => topics::converses(),
         "tells-a-set" => wait_set::processes::tells_a_set(arguments[0]),
-        "waits-for-itself" => wait_set::processes::waits_for_itself(arguments[0]),
         "forks-with-a-set" => wait_set::processes::forks_with_a_set(),
         other => panic!("no such part: {other}"),
     }

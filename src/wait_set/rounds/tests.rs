@@ -166,6 +166,33 @@ fn what_was_removed_is_not_told_of() {
     assert_eq!(set.wait().unwrap(), Some(Event::Ready(0)));
 }
 
+/// The thread drives while it sleeps, and at no other time.
+#[test]
+fn who_sleeps_drives() {
+    const LONG: Duration = Duration::from_secs(20);
+    let (mut set, _ports) = set_of(1, "drives", Wait::Park);
+    let (bus, waker) = (set.bus.clone(), set.add_waker(1).unwrap());
+    let has_quiet = || bus.node().due().rings.has_quiet();
+    let is_over = AtomicBool::new(false);
+    for _ in 0..20 {
+        is_over.store(false, Ordering::SeqCst);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while has_quiet() && !is_over.load(Ordering::SeqCst) {
+                    std::thread::yield_now();
+                }
+                if !has_quiet() {
+                    waker.wake_by_ref();
+                }
+            });
+            let event = set.wait_timeout(LONG);
+            is_over.store(true, Ordering::SeqCst);
+            assert_eq!(event.unwrap(), Some(Event::Ready(1)));
+            assert!(has_quiet());
+        });
+    }
+}
+
 /// What ports keep does not outlive the set, nor hold it.
 #[test]
 fn wakers_go_with_their_set() {

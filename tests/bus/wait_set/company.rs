@@ -2,13 +2,13 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, mpsc};
+use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 
 use shmbus::{Event, Wait};
 
-use super::{Negate, Negated, One, SHORT, Two, Who, waiting};
+use super::{Echo, Negate, Negated, One, SHORT, Two, Who, waiting};
 use crate::support::{name, open, together};
 
 /// A set that nobody waits in holds up nobody: the bus looks by itself then.
@@ -66,6 +66,80 @@ fn a_driver_at_rest_holds_up_no_set() {
         assert!(one.try_next().expect("nothing is missed").is_some());
         assert!(two.try_next().expect("nothing is missed").is_some());
     }
+}
+
+/// Holds whoever wakes it, until the test is over.
+struct Holds {
+    held: mpsc::Sender<()>,
+    over: Mutex<mpsc::Receiver<()>>,
+}
+
+impl Wake for Holds {
+    fn wake(self: Arc<Self>) {
+        let _ = self.held.send(());
+        let _ = self.over.lock().expect("nobody panics").recv();
+    }
+}
+
+/// The rings of peers come to the thread itself: here the quiet thread does nothing at all.
+#[test]
+fn a_message_needs_no_quiet_thread() {
+    const CALLS: i64 = 500;
+    let _together = together();
+    let name = name("set-direct");
+    let (there, here) = (open(&name), waiting(&name, Wait::Park));
+    let server = here.async_server::<Negate>().expect("nobody else serves");
+    let subscriber = here.async_subscriber::<Two>().expect("it joins");
+    let client = there.client::<Negate>().expect("a server is there");
+    let mut publisher = there.publisher::<Two>().expect("it joins");
+    let mut set = here.wait_set().expect("there are descriptors");
+    set.add(Who::Negate, &server).expect("not forked");
+    set.add(Who::Two, &subscriber).expect("not forked");
+    assert_eq!(set.wait_timeout(SHORT).expect("not forked"), None);
+    // A call that nobody answers, and whose time is up: who says so is held.
+    let _echo = there.async_server::<Echo>().expect("nobody else serves");
+    let echoing = here.async_client::<Echo>().expect("a server is there");
+    let request = Echo { number: 1 };
+    let ((held, is_held), (_over, over)) = (mpsc::channel(), mpsc::channel());
+    let over = Mutex::new(over);
+    let holds = Waker::from(Arc::new(Holds { held, over }));
+    let _late = loop {
+        let mut late = echoing.call_timeout(&request, 20 * SHORT);
+        if Pin::new(&mut late)
+            .poll(&mut Context::from_waker(&holds))
+            .is_pending()
+        {
+            break late;
+        }
+    };
+    is_held.recv().expect("the time will be up");
+    let sending = thread::spawn(move || {
+        for number in 0..CALLS {
+            let reply = client.call(&Negate { number }).expect("it answers");
+            assert_eq!(reply.number, -number);
+            let number = number as u64;
+            let two = Two { from: 0, number };
+            publisher.publish(&two).expect("there is room");
+        }
+    });
+    let mut taken = [0, 0];
+    while taken != [CALLS, CALLS] {
+        match set.wait().expect("not forked") {
+            Some(Event::Ready(Who::Negate)) => {
+                let call = server.try_next().expect("not forked");
+                let Some(call) = call else { continue };
+                let number = -call.number.to_native();
+                call.reply(&Negated { number }).expect("it fits");
+                taken[0] += 1;
+            }
+            Some(Event::Ready(Who::Two)) => {
+                let two = subscriber.try_next().expect("nothing is missed");
+                taken[1] += i64::from(two.is_some());
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    sending.join().expect("it goes well");
 }
 
 /// Whatever is a future can be waited for beside the rest.

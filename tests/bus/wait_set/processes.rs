@@ -8,7 +8,7 @@ use std::thread;
 use shmbus::{Event, OpenError, Wait};
 
 use super::Who::{self, Pipe};
-use super::{Everything, Negate, Negated, One, SHORT, Two, one, waiting};
+use super::{Everything, Negate, One, SHORT, Two, one, waiting};
 use crate::fork::in_fork;
 use crate::support::{Child, Dir, name, open, tell, together};
 
@@ -42,66 +42,6 @@ fn another_process_is_heard() {
         // And one that dies leaves the set as it was.
         assert_eq!(all.set.wait_timeout(SHORT).expect("not forked"), None);
     }
-}
-
-/// How often the quiet thread of this process has slept.
-fn quiet_sleeps() -> u64 {
-    let tasks = std::fs::read_dir("/proc/self/task").expect("it is mounted");
-    let mut quiet = tasks.filter_map(|task| {
-        let path = task.expect("it can be read").path();
-        let name = std::fs::read_to_string(path.join("comm")).ok()?;
-        (name.trim() == "shmbus").then_some(path.join("status"))
-    });
-    let status = std::fs::read_to_string(quiet.next().expect("it runs")).expect("it runs");
-    assert!(quiet.next().is_none(), "there is one bus");
-    let count = status
-        .lines()
-        .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-    let count = count.expect("the kernel counts");
-    count.trim().parse().expect("it is a number")
-}
-
-/// A part: answers from a set, and says how often its quiet thread ran meanwhile.
-pub(crate) fn waits_for_itself(name: &str) {
-    let bus = waiting(name, Wait::Park);
-    let server = bus.async_server::<Negate>().expect("nobody else serves");
-    let mut set = bus.wait_set().expect("there are descriptors");
-    set.add((), &server).expect("not forked");
-    tell("ready");
-    let mut before = None;
-    loop {
-        let event = set.wait().expect("not forked");
-        assert_eq!(event, Some(Event::Ready(())));
-        while let Some(call) = server.try_next().expect("not forked") {
-            let number = -call.number.to_native();
-            call.reply(&Negated { number }).expect("it fits");
-            let before = *before.get_or_insert_with(quiet_sleeps);
-            if number == -(DIRECT - 1) {
-                return tell(&(quiet_sleeps() - before).to_string());
-            }
-        }
-    }
-}
-
-const DIRECT: i64 = 2_000;
-
-/// The ring of a peer wakes the thread of the set, and not another one that wakes it.
-#[test]
-fn a_ring_comes_to_the_thread_that_waits() {
-    let _together = together();
-    let name = name("set-direct");
-    let mut child = Child::start("waits-for-itself", &[&name]);
-    assert_eq!(child.hear(), "ready");
-    let client = waiting(&name, Wait::Park).client::<Negate>();
-    let client = client.expect("a server is there");
-    for number in 0..DIRECT {
-        let reply = client.call(&Negate { number }).expect("it answers");
-        assert_eq!(reply.number, -number);
-    }
-    // Now and then it is faster: between the look of the thread and its sleep.
-    let sleeps: i64 = child.hear().parse().expect("it counted");
-    assert!(sleeps < DIRECT / 8, "it ran {sleeps} times");
-    assert!(child.end().success());
 }
 
 /// A part: a set in a forked child.
