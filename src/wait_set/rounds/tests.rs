@@ -17,6 +17,8 @@ const SHORT: Duration = Duration::from_millis(1);
 struct Port {
     is_ready: AtomicBool,
     has_ended: AtomicBool,
+    /// It has something right behind the last look.
+    is_late: AtomicBool,
     looks: AtomicU64,
     kept: Mutex<Option<Waker>>,
 }
@@ -46,6 +48,11 @@ impl Ready for Arc<Port> {
             return Readiness::Ended;
         }
         if let Some(waker) = waker {
+            if self.is_late.swap(false, Ordering::SeqCst) {
+                self.is_ready.store(true, Ordering::SeqCst);
+                waker.wake_by_ref();
+                return Readiness::Nothing;
+            }
             *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker.clone());
         }
         Readiness::Nothing
@@ -164,6 +171,18 @@ fn what_was_removed_is_not_told_of() {
     other.is_ready.store(true, Ordering::SeqCst);
     other.wake();
     assert_eq!(set.wait().unwrap(), Some(Event::Ready(0)));
+}
+
+/// Between the last look at it and the sleep of the thread.
+#[test]
+fn who_is_woken_late_keeps_the_thread_awake() {
+    const LONG: Duration = Duration::from_secs(20);
+    for wait in [Wait::Park, Wait::Adaptive, Wait::Spin] {
+        let (mut set, ports) = set_of(MOST_SPUN + 1, "late", wait);
+        ports[0].is_late.store(true, Ordering::SeqCst);
+        let event = set.wait_timeout(LONG).unwrap();
+        assert_eq!(event, Some(Event::Ready(0)));
+    }
 }
 
 /// The thread drives while it sleeps, and at no other time.
