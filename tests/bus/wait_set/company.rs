@@ -218,6 +218,41 @@ fn several_sets_wait_on_one_bus() {
     }
 }
 
+/// A ring for that comes by the quiet thread of the other bus.
+#[test]
+fn a_port_may_be_of_another_bus() {
+    let _together = together();
+    let [here, there] = ["set-near", "set-far"].map(|of| waiting(&name(of), Wait::Park));
+    let near = here.async_subscriber::<Two>().expect("it joins");
+    let far = there.async_subscriber::<Two>().expect("it joins");
+    let mut publishers = [&here, &there].map(|bus| bus.publisher::<Two>().expect("it joins"));
+    let mut set = here.wait_set().expect("there are descriptors");
+    set.add(0, &near).expect("not forked");
+    set.add(1, &far).expect("not forked");
+    for number in 0..100 {
+        for (which, publisher) in publishers.iter_mut().enumerate() {
+            let two = Two { from: 0, number };
+            publisher.publish(&two).expect("there is room");
+            // One that is told of may have nothing.
+            loop {
+                let event = set.wait().expect("not forked");
+                let Some(Event::Ready(told)) = event else {
+                    panic!("{event:?}");
+                };
+                let two = [&near, &far][told].try_next();
+                if let Some(two) = two.expect("nothing is missed") {
+                    assert_eq!(told, which);
+                    break assert_eq!(two.number, number);
+                }
+            }
+        }
+    }
+    drop(there);
+    drop((far, publishers));
+    let event = set.wait().expect("not forked");
+    assert_eq!(event, Some(Event::Ended(1)));
+}
+
 /// Two sets wait for one port: nothing is taken twice, and nothing is left.
 #[test]
 fn two_sets_may_share_a_port() {
