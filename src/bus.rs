@@ -2,6 +2,7 @@
 
 mod config;
 
+use std::hash::Hash;
 use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use crate::service::{
     AsyncCall, AsyncClient, AsyncServer, Client, Receiver, Sender, Server, Services, Serving,
 };
 use crate::topic::{AsyncSubscriber, Latest, LatestPublisher, Publisher, Publishing, Subscriber};
+use crate::wait_set::WaitSet;
 
 /// When a time is over; one that the clock cannot show is as good as a century.
 fn after(timeout: Duration) -> Instant {
@@ -527,6 +529,15 @@ impl Bus {
     /// Wakes the tasks of this bus from a loop of the program's own; see [`Driver`].
     pub fn driver(&self) -> Driver {
         Driver::new(&self.shared.node)
+    }
+
+    /// Waits for several ports and descriptors on one thread; see [`WaitSet`].
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError::System`], [`OpenError::Forked`].
+    pub fn wait_set<T: Copy + Eq + Hash>(&self) -> Result<WaitSet<T>, OpenError> {
+        WaitSet::new(&self.shared)
     }
 
     /// What went wrong with peers since the last call: refused layouts, broken protocol.

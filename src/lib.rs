@@ -89,6 +89,8 @@ mod sys;
 #[cfg(not(loom))]
 mod topic;
 mod wait;
+#[cfg(not(loom))]
+mod wait_set;
 
 #[cfg(not(loom))]
 pub use bus::{Bus, Config};
@@ -126,6 +128,8 @@ pub use topic::{
     Publisher, Publishes, Publishing, Subscriber,
 };
 pub use wait::Wait;
+#[cfg(not(loom))]
+pub use wait_set::{Event, WaitPort, WaitSet};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

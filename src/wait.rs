@@ -34,6 +34,8 @@ pub(crate) mod block;
 #[cfg(not(loom))]
 pub(crate) mod rings;
 #[cfg(not(loom))]
+pub(crate) mod sources;
+#[cfg(not(loom))]
 pub(crate) mod tasks;
 
 use std::sync::Arc;

@@ -241,6 +241,43 @@ impl Hub {
         found
     }
 
+    /// Whether there is something to take, in one look at everything that takes nothing.
+    ///
+    /// Where there is nothing, the lanes are left as by a [look](Self::try_next) that found nothing: those that
+    /// rang are asked to ring again.
+    pub(crate) fn is_ready(&mut self) -> bool {
+        if self.port.sleeper.take_poke() {
+            self.take_news();
+        }
+        self.look_at_doors();
+        let lanes = &mut self.lanes;
+        let mut is_ready = |number: usize| {
+            let lane = lanes.get_mut(number).and_then(Option::as_mut);
+            lane.is_some_and(|lane| lane.inbox.get_mut().is_ready())
+        };
+        if self.watched.iter().any(|&number| is_ready(number)) {
+            return true;
+        }
+        while let Some(&number) = self.ready.front() {
+            let Some(lane) = self.lanes.get_mut(number).and_then(Option::as_mut) else {
+                self.ready.pop_front();
+                continue;
+            };
+            if lane.inbox.get_mut().is_ready() {
+                // It keeps its place.
+                return true;
+            }
+            lane.queued = false;
+            self.ready.pop_front();
+            match lane.closing {
+                true => self.remove(number),
+                false => self.rearm(number),
+            }
+        }
+        self.flush();
+        !self.lost.is_empty()
+    }
+
     fn flush(&mut self) {
         for &number in &self.watched {
             if let Some(lane) = &mut self.lanes[number] {

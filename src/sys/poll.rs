@@ -31,6 +31,11 @@ impl Epoll {
         self.add_for(fd, token, libc::EPOLLIN)
     }
 
+    /// `epoll_ctl(EPOLL_CTL_ADD)` for writing.
+    pub(crate) fn add_writable(&self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        self.add_for(fd, token, libc::EPOLLOUT)
+    }
+
     /// As [`add`](Self::add), to be told once of each time that the descriptor is woken.
     pub(crate) fn add_edges(&self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
         self.add_for(fd, token, libc::EPOLLIN | libc::EPOLLET)

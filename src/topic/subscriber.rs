@@ -7,8 +7,8 @@ use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, Weak};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use super::join;
@@ -25,7 +25,8 @@ use crate::service::hub::{Hub, Next};
 use crate::service::port::HubPort;
 use crate::sys::fork::Origin;
 use crate::wait::block::block_on;
-use crate::wait::tasks::{Drive, Later, Place, Wakers, enter};
+use crate::wait::sources::{Readiness, Ready};
+use crate::wait::tasks::{Drive, Later, Place, Wakers, enter, forget, keep, wake};
 use crate::wait::{Wait, Waiter};
 
 /// How often a task looks for itself, before it leaves that to the quiet thread.
@@ -221,6 +222,8 @@ struct State {
     hub: Hub,
     /// Who waits for a message.
     next: Wakers,
+    /// Those who wait for one of many ports.
+    sets: Vec<Waker>,
     later: Later,
 }
 
@@ -245,8 +248,49 @@ impl Drive for Core {
     fn drive(&self) -> bool {
         self.enter(|state| {
             state.later.wake(state.next.take());
+            state.later.wake(std::mem::take(&mut state.sets));
         });
         false
+    }
+}
+
+impl Ready for Core {
+    fn poll_ready(&self, waker: Option<&Waker>) -> Readiness {
+        self.enter(|state| {
+            for _ in 0..ROUNDS {
+                // In this order: what came before the end is still taken.
+                let ended = self.port.has_ended();
+                match state.hub.is_ready() {
+                    true => return Readiness::Ready,
+                    false if ended => return Readiness::Ended,
+                    false => {}
+                }
+                let Some(waker) = waker else {
+                    return Readiness::Nothing;
+                };
+                keep(&mut state.sets, waker);
+                if !state.hub.listen() {
+                    return Readiness::Nothing;
+                }
+            }
+            Readiness::Ready
+        })
+    }
+
+    fn forget(&self, waker: &Waker) {
+        let forgotten = self.enter(|state| forget(&mut state.sets, waker));
+        drop(forgotten);
+    }
+}
+
+impl Drop for Core {
+    /// Those who wait for one of many ports learn that this is gone; nobody else is left.
+    fn drop(&mut self) {
+        if !self.origin.is_forked() {
+            let state = self.state.get_mut();
+            let state = state.unwrap_or_else(PoisonError::into_inner);
+            wake(std::mem::take(&mut state.sets));
+        }
     }
 }
 
@@ -259,6 +303,7 @@ impl<T: ShmTopic> AsyncSubscriber<T> {
         let state = State {
             hub: Hub::new(port.clone(), wait),
             next: Wakers::default(),
+            sets: Vec::new(),
             later: Later::default(),
         };
         let core = Arc::new(Core {
@@ -300,6 +345,11 @@ impl<T: ShmTopic> AsyncSubscriber<T> {
             Look::Lagged(lagged) => Err(lagged),
             Look::Other | Look::Nothing => Ok(None),
         })
+    }
+
+    /// The port, for one who looks at several.
+    pub(crate) fn port(&self) -> Box<dyn Ready> {
+        Box::new(self.core.downgrade())
     }
 
     fn check_fork(&self) -> Result<(), ReceiveError> {

@@ -110,10 +110,22 @@ impl RingSet {
         self.change(|watchers| watchers.drivers -= 1);
     }
 
+    /// As long as a thread has this, it takes rings in place of the quiet one.
+    pub(crate) fn drive(&self) -> Driving<'_> {
+        self.attach_driver();
+        Driving(self)
+    }
+
     /// A thread sleeps until a future is ready, as long as it has this.
     pub(crate) fn fall_asleep(&self) -> Asleep<'_> {
         self.change(|watchers| watchers.asleep += 1);
         Asleep(self)
+    }
+
+    /// Whether the quiet thread looks.
+    #[cfg(test)]
+    pub(crate) fn has_quiet(&self) -> bool {
+        self.lock().has_quiet()
     }
 
     fn change(&self, change: impl FnOnce(&mut Watchers)) {
@@ -129,6 +141,15 @@ impl RingSet {
             let (quiet, token) = &self.quiet;
             quiet.change(self.fd(), *token, looks, false);
         }
+    }
+}
+
+/// See [`RingSet::drive`].
+pub(crate) struct Driving<'a>(&'a RingSet);
+
+impl Drop for Driving<'_> {
+    fn drop(&mut self) {
+        self.0.detach_driver();
     }
 }
 

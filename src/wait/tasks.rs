@@ -123,6 +123,19 @@ impl Wakers {
     }
 }
 
+/// Keeps a waker among those who wait for the same, once.
+pub(crate) fn keep(wakers: &mut Vec<Waker>, waker: &Waker) {
+    if !wakers.iter().any(|other| other.will_wake(waker)) {
+        wakers.push(waker.clone());
+    }
+}
+
+/// Forgets who waits no longer; the waker is returned, to be dropped without a lock.
+pub(crate) fn forget(wakers: &mut Vec<Waker>, waker: &Waker) -> Option<Waker> {
+    let at = wakers.iter().position(|other| other.will_wake(waker))?;
+    Some(wakers.swap_remove(at))
+}
+
 /// Wakes tasks. One whose waker panics takes no other with it, nor the thread: the panic was told by the
 /// hook for panics.
 pub(crate) fn wake(wakers: impl IntoIterator<Item = Waker>) {

@@ -59,7 +59,7 @@ fn look(handles: &mut Handles) -> i32 {
 }
 
 /// Runs something in a forked child, and returns the exit code, or the signal, negated.
-fn in_fork(run: impl FnOnce() -> i32) -> i32 {
+pub(crate) fn in_fork(run: impl FnOnce() -> i32) -> i32 {
     // SAFETY: the child runs on from here alone, and ends without returning.
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0);

@@ -28,6 +28,7 @@ mod support;
 mod tasks;
 mod topics;
 mod unreached;
+mod wait_set;
 
 /// What another process of a test does: nothing, unless it was started as one.
 #[test]
@@ -71,6 +72,8 @@ fn child() {
         "publishes-newest" => latest::publishes_newest(arguments[0]),
         "looks-at-a-value" => latest::looks_at_a_value(arguments[0]),
         "shares-state" => latest::shares_state(),
+        "tells-a-set" => wait_set::processes::tells_a_set(arguments[0]),
+        "forks-with-a-set" => wait_set::processes::forks_with_a_set(),
         other => panic!("no such part: {other}"),
     }
 }

@@ -27,9 +27,11 @@ pub use serve::{Services, Serving};
 pub use server::{AsyncServer, Next};
 
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::task::Waker;
 
 use crate::bus::Shared as BusShared;
+use crate::wait::sources::{Readiness, Ready};
 
 /// What the users of a port share, and the bus with it: whoever waits has it stay, which wakes them.
 ///
@@ -39,6 +41,27 @@ pub(crate) struct OfBus<T>(Arc<(Arc<T>, Arc<BusShared>)>);
 impl<T> OfBus<T> {
     pub(crate) fn new(port: Arc<T>, bus: &Arc<BusShared>) -> OfBus<T> {
         OfBus(Arc::new((port, bus.clone())))
+    }
+
+    /// What knows the port, and keeps neither it nor the bus.
+    pub(crate) fn downgrade(&self) -> WeakOfBus<T> {
+        WeakOfBus(Arc::downgrade(&self.0))
+    }
+}
+
+/// See [`OfBus::downgrade`].
+pub(crate) struct WeakOfBus<T>(Weak<(Arc<T>, Arc<BusShared>)>);
+
+impl<T: Ready> Ready for WeakOfBus<T> {
+    fn poll_ready(&self, waker: Option<&Waker>) -> Readiness {
+        let port = self.0.upgrade();
+        port.map_or(Readiness::Ended, |port| port.0.poll_ready(waker))
+    }
+
+    fn forget(&self, waker: &Waker) {
+        if let Some(port) = self.0.upgrade() {
+            port.0.forget(waker);
+        }
     }
 }
 

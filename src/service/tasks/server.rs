@@ -42,7 +42,8 @@ use crate::service::port::HubPort;
 use crate::service::server::{admit, give_up, is_plain};
 use crate::sys::fork::Origin;
 use crate::wait::block::block_on;
-use crate::wait::tasks::{Drive, Later, Place, Wakers, enter};
+use crate::wait::sources::{Readiness, Ready};
+use crate::wait::tasks::{Drive, Later, Place, Wakers, enter, forget, keep};
 use crate::wait::{Wait, Waiter};
 
 /// How often a task looks for itself, before it leaves that to the quiet thread.
@@ -159,6 +160,42 @@ impl<R: ShmRequest> AsyncServer<R> {
         Next(self)
     }
 
+    /// Takes a request if one has come, at once.
+    ///
+    /// # Errors
+    ///
+    /// [`ReceiveError::Forked`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use shmbus::{Bus, ShmMessage};
+    /// # #[derive(ShmMessage)]
+    /// # #[shm(service = "double", reply = Doubled)]
+    /// # struct Double { number: u32 }
+    /// # #[derive(ShmMessage)]
+    /// # struct Doubled { number: u32 }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-async-server-try-next")?;
+    /// let server = bus.async_server::<Double>()?;
+    /// assert!(server.try_next()?.is_none());
+    /// # Ok(()) }
+    /// ```
+    pub fn try_next(&self) -> Result<Option<AsyncCall<R>>, ReceiveError> {
+        if self.is_forked() {
+            return Err(ReceiveError::Forked);
+        }
+        self.core.enter(|state| match self.look(state) {
+            Look::Found(call) => Ok(Some(call)),
+            Look::More | Look::Nothing | Look::Ended => Ok(None),
+        })
+    }
+
+    /// The port, for one who looks at several.
+    pub(crate) fn port(&self) -> Box<dyn Ready> {
+        Box::new(self.core.downgrade())
+    }
+
     pub(super) fn is_forked(&self) -> bool {
         self.core.origin.is_forked()
     }
@@ -196,7 +233,7 @@ impl<R: ShmRequest> AsyncServer<R> {
                 if self.core.wait == Wait::Spin {
                     break;
                 }
-                add(&mut state.next, cx.waker());
+                keep(&mut state.next, cx.waker());
                 if !state.hub.listen() {
                     return Poll::Pending;
                 }
@@ -218,7 +255,7 @@ impl<R: ShmRequest> AsyncServer<R> {
         };
         self.core.enter(|state| match self.look(state) {
             Look::Nothing => {
-                add(&mut state.next, waker);
+                keep(&mut state.next, waker);
                 match state.hub.listen() {
                     true => Look::More,
                     false => Look::Nothing,
@@ -239,9 +276,7 @@ impl<R: ShmRequest> AsyncServer<R> {
             Take::Found(found) => Look::Found(AsyncCall::new(found, self.core.clone())),
             Take::Refused => Look::More,
             Take::Empty if ended => {
-                // Nobody takes what comes behind that: it is refused.
-                self.core.stops.store(true, Ordering::Relaxed);
-                self.core.port.sleeper.rouse();
+                self.core.end();
                 Look::Ended
             }
             Take::Empty => Look::Nothing,
@@ -297,6 +332,13 @@ impl Core {
         }
     }
 
+    /// All that came before the end was taken. Nobody takes what comes behind that: it is refused.
+    fn end(&self) {
+        // Relaxed: as in `look`.
+        self.stops.store(true, Ordering::Relaxed);
+        self.port.sleeper.rouse();
+    }
+
     /// Has a task woken when a call of this lane may have been cancelled. The caller looks once more.
     pub(super) fn watch(&self, number: usize, place: &mut Place, waker: &Waker) {
         self.enter(|state| {
@@ -348,6 +390,41 @@ impl Drive for Core {
             // Relaxed: as in `look`.
             self.stops.load(Ordering::Relaxed) && state.refuse()
         })
+    }
+}
+
+impl Ready for Core {
+    fn poll_ready(&self, waker: Option<&Waker>) -> Readiness {
+        self.enter(|state| {
+            for _ in 0..ROUNDS {
+                // In this order: what came before the end is still taken.
+                let ended = self.port.has_ended();
+                // Relaxed: as in `look`.
+                if self.stops.load(Ordering::Relaxed) {
+                    return Readiness::Ended;
+                }
+                if state.hub.is_ready() {
+                    return Readiness::Ready;
+                }
+                if ended {
+                    self.end();
+                    return Readiness::Ended;
+                }
+                let Some(waker) = waker else {
+                    return Readiness::Nothing;
+                };
+                keep(&mut state.next, waker);
+                if !state.hub.listen() {
+                    return Readiness::Nothing;
+                }
+            }
+            Readiness::Ready
+        })
+    }
+
+    fn forget(&self, waker: &Waker) {
+        let forgotten = self.enter(|state| forget(&mut state.next, waker));
+        drop(forgotten);
     }
 }
 
@@ -436,13 +513,6 @@ impl State {
             }
         }
         Take::Refused
-    }
-}
-
-/// Keeps a waker, once.
-pub(super) fn add(wakers: &mut Vec<Waker>, waker: &Waker) {
-    if !wakers.iter().any(|other| other.will_wake(waker)) {
-        wakers.push(waker.clone());
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! - [`LatestPublisher`]: archives a value, and puts it on its board (`lane::board`) in place of the one before.
 //! - [`Latest`]: reads the newest value of a key where it lies, and learns what has changed; [`sources`], [`source`]: what
-//!   it knows of the boards of all publishers, and of one; [`Current`]: a value that it looks at.
+//!   it knows of the boards of all publishers, and of one; [`Current`]: a value that it looks at;
+//!   [`waiting`]: who waits for a change.
 //!
 //! Publishers and readers find each other as those of a topic do. A publisher opens a lane to each reader, on which it
 //! says which entries of its board have changed. The reader begins with the first note, since its hold is known to the
@@ -16,6 +17,7 @@ mod source;
 mod sources;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 pub use current::Current;
 pub use publisher::LatestPublisher;

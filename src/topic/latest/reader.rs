@@ -6,25 +6,26 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::current::Current;
 use super::sources::{Sources, Told};
+use super::waiting::Waiting;
 use crate::bus::Shared as BusShared;
 use crate::error::{ConnectError, Fault, ReceiveError};
 use crate::lane::Role;
-use crate::link::lock;
 use crate::link::offer::Offer;
 use crate::message::{LatestKey, ShmLatest, layout_of};
+use crate::service::OfBus;
 use crate::service::client::give_back;
 use crate::service::contract::Contract;
 use crate::service::hub::Hub;
-use crate::service::port::HubPort;
 use crate::topic::join;
 use crate::wait::block::block_on;
-use crate::wait::tasks::{Drive, Place, Timeout, Wakers, wake};
+use crate::wait::sources::Ready;
+use crate::wait::tasks::{Place, Timeout};
 use crate::wait::{Wait, Waiter};
 
 /// How often a task looks for itself, before it leaves that to the quiet thread.
@@ -93,20 +94,7 @@ pub struct Latest<T: ShmLatest> {
     // Before the hub, too: what came on a lane is looked at only as long as the lane is.
     sources: Sources<T>,
     hub: Hub,
-    port: Arc<HubPort>,
-    waiting: Arc<Waiting>,
-    bus: Arc<BusShared>,
-}
-
-/// Who waits for a change.
-struct Waiting(Mutex<Wakers>);
-
-impl Drive for Waiting {
-    fn drive(&self) -> bool {
-        let woken = lock(&self.0).take();
-        wake(woken);
-        false
-    }
+    waiting: OfBus<Waiting>,
 }
 
 impl<T: ShmLatest> Latest<T> {
@@ -114,16 +102,14 @@ impl<T: ShmLatest> Latest<T> {
         let node = bus.node();
         let (port, presence) =
             join::subscribe(node, T::LATEST, Contract::latest::<T>(), Waiter::Tasks)?;
-        let waiting = Arc::new(Waiting(Mutex::default()));
+        let waiting = Waiting::new(&port, node.origin());
         port.sleeper
             .attach(Arc::downgrade(&waiting) as Weak<_>, node.due().clone());
         let mut latest = Latest {
             _presence: presence,
             sources: Sources::new(),
-            hub: Hub::new(port.clone(), node.config().wait),
-            port,
-            waiting,
-            bus: bus.clone(),
+            hub: Hub::new(port, node.config().wait),
+            waiting: OfBus::new(waiting, bus),
         };
         latest.take_notes();
         Ok(latest)
@@ -166,8 +152,25 @@ impl<T: ShmLatest> Latest<T> {
                 value.map(Change::Value)
             }
             Some(Told::Removed(key)) => T::Key::from_bytes(&key).map(Change::Removed),
-            None => None,
+            None => {
+                self.listen_for_set();
+                None
+            }
         })
+    }
+
+    /// The port, for one who looks at several.
+    pub(crate) fn port(&self) -> Box<dyn Ready> {
+        self.waiting.is_in_set();
+        Box::new(self.waiting.downgrade())
+    }
+
+    /// Nothing was found: what comes next is to ring, where a set waits for it.
+    fn listen_for_set(&mut self) {
+        // In this order: what rings behind the look of `listen` is remembered.
+        if self.waiting.has_nothing() && self.hub.listen() {
+            self.waiting.has_some();
+        }
     }
 
     /// Waits until something has changed that [`try_next`](Self::try_next) tells of.
@@ -180,7 +183,7 @@ impl<T: ShmLatest> Latest<T> {
     }
 
     fn check_fork(&self) -> Result<(), ReceiveError> {
-        match self.bus.node().origin().is_forked() {
+        match self.waiting.origin.is_forked() {
             true => Err(ReceiveError::Forked),
             false => Ok(()),
         }
@@ -248,7 +251,7 @@ impl<T: ShmLatest> Latest<T> {
         for _ in 0..ROUNDS {
             for _ in 0..looks {
                 // In this order: what came before the end is still told of.
-                let ended = self.port.has_ended();
+                let ended = self.waiting.port.has_ended();
                 if self.look_for_changes() {
                     return Poll::Ready(Ok(true));
                 }
@@ -260,8 +263,7 @@ impl<T: ShmLatest> Latest<T> {
             if self.hub.wait == Wait::Spin {
                 break;
             }
-            let before = lock(&self.waiting.0).keep(place, cx.waker());
-            drop(before);
+            self.waiting.keep(place, cx.waker());
             if !self.hub.listen() {
                 return Poll::Pending;
             }
@@ -302,7 +304,7 @@ impl<T: ShmLatest> Changed<'_, T> {
     ///
     /// [`ReceiveError::Forked`].
     pub fn wait(self) -> Result<bool, ReceiveError> {
-        let due = self.latest.port.due().clone();
+        let due = self.latest.waiting.port.due().clone();
         block_on(&due, self)
     }
 
@@ -312,7 +314,7 @@ impl<T: ShmLatest> Changed<'_, T> {
     ///
     /// As [`wait`](Self::wait).
     pub fn wait_timeout(mut self, timeout: Duration) -> Result<bool, ReceiveError> {
-        let due = self.latest.port.due().clone();
+        let due = self.latest.waiting.port.due().clone();
         self.timer = Some(Timeout::new(&due, Instant::now().checked_add(timeout)));
         block_on(&due, self)
     }
@@ -336,10 +338,7 @@ impl<T: ShmLatest> Future for Changed<'_, T> {
 
 impl<T: ShmLatest> Drop for Changed<'_, T> {
     fn drop(&mut self) {
-        if self.place.is_taken() && !self.latest.bus.node().origin().is_forked() {
-            let waker = lock(&self.latest.waiting.0).forget(&mut self.place);
-            drop(waker);
-        }
+        self.latest.waiting.leave(&mut self.place);
     }
 }
 
