@@ -7,6 +7,7 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Weak};
 
 use crate::error::Fault;
+use crate::link::pins::{Hold, Known};
 use crate::link::{Line, Link};
 use crate::memory::layout::{
     CELL, Cell, Envelope, HEADER, Kind, MOST_CELLS, SegmentRef, Starts, TopicBlock,
@@ -81,6 +82,9 @@ pub(crate) struct Inbox {
     /// missed.
     topic: Option<Shared<TopicBlock>>,
     missed: u64,
+    /// Pins that were opened lately, and what keeps them for those who keep their messages.
+    pub(super) pins: Known,
+    hold: Option<Arc<Hold>>,
 }
 
 impl Inbox {
@@ -106,6 +110,8 @@ impl Inbox {
             envelope: Envelope::default(),
             topic,
             missed: 0,
+            pins: Known::new(Known::OF_LANE),
+            hold: None,
         };
         inbox.arm();
         inbox
@@ -241,6 +247,13 @@ impl Inbox {
                 None
             }
         }
+    }
+
+    /// What keeps the pins that messages of this lane refer to, beyond the lane and the link.
+    pub(super) fn hold(&mut self) -> Arc<Hold> {
+        let link = &self.link;
+        let hold = self.hold.get_or_insert_with(|| Arc::new(link.hold()));
+        hold.clone()
     }
 
     /// Ends the link, and looks at nothing more that comes on this lane.

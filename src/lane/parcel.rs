@@ -14,17 +14,19 @@ use bytemuck::Pod;
 
 use super::Bulk;
 use super::outbox::{archive_around, unchanged};
+use super::pin::FOREIGN;
 use super::stage::Stage;
 use crate::error::SendError;
 use crate::link::node::Node;
 use crate::memory::arena::Block;
 use crate::memory::layout::{CELL, Kind, SegmentRef, Starts};
 use crate::memory::loan::loan_len;
+use crate::memory::pins::Pins;
 use crate::message::{EncodeError, Loans, ShmMessage, SlotWriter, Wanted, encode, layout_of};
 
 /// See the module.
 #[derive(Clone)]
-pub(crate) struct Parcel(pub(super) Packed);
+pub(crate) struct Parcel(pub(super) Packed, pub(super) Pins);
 
 #[derive(Clone)]
 pub(super) enum Packed {
@@ -86,26 +88,42 @@ impl Packer {
     ) -> Result<Parcel, SendError> {
         let start = Kind::Inline.start(self.starts);
         let mut stage = Stage::default();
-        let mut loans = Loans::None;
-        let noted = stage.encode_and_note(value, start, &mut loans);
+        let (mut loans, mut pins) = (Loans::None, Pins::default());
+        let noted = stage.encode_and_note(value, start, (&mut loans, &mut pins));
         let len = noted.map_err(refused)?;
         if start + len <= CELL {
-            return Ok(Parcel(Packed::Cell(stage, len as u16)));
+            return self.packed(Packed::Cell(stage, len as u16), pins);
         }
         self.check_size(len)?;
         let wanted = loans
             .into_wanted()
-            .map(|wanted| self.around(value, &wanted));
-        if let Some(parcel) = wanted.transpose()?.flatten() {
-            return Ok(parcel);
+            .map(|wanted| self.around(value, &wanted, &mut pins));
+        if let Some(packed) = wanted.transpose()?.flatten() {
+            return self.packed(packed, pins);
         }
         let block = self.block(len, collect)?;
         // SAFETY: 1. and 2. the block is ours alone: it was just cut, or came back from its last receiver.
         let writer = unsafe { SlotWriter::new(block.start().as_ptr(), block.len()) };
+        // SAFETY: 1. a local that nobody else uses.
+        let writer = unsafe { writer.with_pins(&mut pins) };
         let written = encode(value, writer).map_err(refused)?;
         unchanged(written, len)?;
         let reference = block.reference(0, len);
-        Ok(Parcel(Packed::Block(block, reference)))
+        self.packed(Packed::Block(block, reference), pins)
+    }
+
+    /// A message that was archived, and refers to these pins.
+    #[inline]
+    fn packed(&self, packed: Packed, pins: Pins) -> Result<Parcel, SendError> {
+        let mut blocks = pins.iter().map(|pin| pin.block());
+        let is_ours = blocks.all(|block| block.is_of(self.node.arena()));
+        drop(blocks);
+        match is_ours {
+            true => Ok(Parcel(packed, pins)),
+            false => Err(SendError::Encode {
+                what: FOREIGN.to_owned(),
+            }),
+        }
     }
 
     fn check_size(&self, bytes: usize) -> Result<(), SendError> {
@@ -121,17 +139,18 @@ impl Packer {
         &self,
         value: &T,
         wanted: &Wanted,
-    ) -> Result<Option<Parcel>, SendError> {
+        pins: &mut Pins,
+    ) -> Result<Option<Packed>, SendError> {
         let Wanted { loan, .. } = wanted;
         // A loan of another bus is copied like any other elements: its memory is no peer's of ours.
         if !loan.block().is_of(self.node.arena()) || !loan.claim() {
             return Ok(None);
         }
-        let around = archive_around(value, wanted).map_err(refused);
+        let around = archive_around(value, wanted, pins).map_err(refused);
         match around {
             Ok(Some(reference)) if (reference.len as usize) <= self.most => {
                 let block = loan.block().clone();
-                Ok(Some(Parcel(Packed::Block(block, reference))))
+                Ok(Some(Packed::Block(block, reference)))
             }
             // No room around it, or too large with it: then its elements are copied, or refused as such.
             other => {

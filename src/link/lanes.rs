@@ -29,7 +29,7 @@ pub(crate) type Estate = Vec<Arc<Block>>;
 #[derive(Default)]
 pub(super) struct Lanes {
     entries: HashMap<LaneId, Entry>,
-    /// How many lanes are used by ports of ours.
+    /// How many lanes are used by ports of ours, and how many hold what came on them.
     used: usize,
     /// The peer looks at nothing any more.
     is_free: bool,
@@ -86,7 +86,16 @@ impl Lanes {
         self.entries.len() >= MOST_LANES
     }
 
-    /// True while a port of ours uses a lane.
+    /// Counts one more who looks at what came on a lane, and is no port.
+    pub(super) fn hold(&mut self) {
+        self.used += 1;
+    }
+
+    pub(super) fn unhold(&mut self) {
+        self.used -= 1;
+    }
+
+    /// True while a port of ours uses a lane, or what came on one is held that may refer to more.
     pub(super) fn is_used(&self) -> bool {
         self.used > 0
     }

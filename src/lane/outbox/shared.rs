@@ -62,6 +62,9 @@ impl Outbox {
                 return Ok(false);
             }
         }
+        if !self.announce_those(&parcel.1)? {
+            return Ok(false);
+        }
         match &parcel.0 {
             Packed::Cell(..) => Ok(true),
             // So that it does not fail for that when others have the message already.
@@ -90,6 +93,7 @@ impl Outbox {
             return Err(self.closed());
         }
         let to = To::tag(0);
+        self.pins.clone_from(&parcel.1);
         let sent = match &parcel.0 {
             Packed::Cell(stage, len) => {
                 let start = to.kind.start(self.starts);
@@ -97,6 +101,7 @@ impl Outbox {
             }
             Packed::Block(block, reference) => self.publish_block(block.clone(), *reference, to),
         };
+        self.pins.clear();
         done(sent)
     }
 

@@ -1,0 +1,75 @@
+//! How a message takes along what it refers to.
+
+use std::sync::Arc;
+
+use super::{Outbox, Stop};
+use crate::error::SendError;
+use crate::lane::pin::FOREIGN;
+use crate::memory::arena::Block;
+use crate::memory::layout::Kind;
+use crate::memory::pins::Pins;
+use crate::memory::ring::{NoRoom, Space};
+
+impl Outbox {
+    /// Has the peer learn of the segments of all that the message refers to which is about to be published.
+    #[inline(always)]
+    pub(super) fn announce_pins(&mut self) -> Result<(), Stop> {
+        if self.pins.is_empty() {
+            return Ok(());
+        }
+        let pins = std::mem::take(&mut self.pins);
+        self.announce_all(&pins)?;
+        self.pins = pins;
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn announce_all(&mut self, pins: &Pins) -> Result<(), Stop> {
+        for pin in pins.iter() {
+            if !pin.block().is_of(self.parts.node.arena()) {
+                let what = FOREIGN.to_owned();
+                return Err(Stop::Never(SendError::Encode { what }));
+            }
+            if !self.announce(pin.block())? {
+                return Err(Stop::Wait);
+            }
+        }
+        Ok(())
+    }
+
+    /// As for a message that is sent, for pins of ours that one refers to which was archived before. False
+    /// where the peer does not read its socket at the moment.
+    pub(super) fn announce_those(&mut self, pins: &Pins) -> Result<bool, SendError> {
+        for pin in pins.iter() {
+            if !self.announce(pin.block())? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Publishes a message, and notes what its record lends beside.
+    #[inline(always)]
+    pub(super) fn publish(
+        &mut self,
+        space: &Space,
+        record: (Kind, u16, u16),
+        cells: usize,
+        block: Option<Arc<Block>>,
+    ) -> Result<(), NoRoom> {
+        self.ring.publish(space, record, cells, block)?;
+        if !self.pins.is_empty() {
+            self.lend_pins(space);
+        }
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn lend_pins(&mut self, space: &Space) {
+        let pins = std::mem::take(&mut self.pins);
+        let board = self.parts.node.pins();
+        if self.ring.lend(space, pins, |receiver| board.new_book(receiver)) {
+            board.look_later();
+        }
+    }
+}
