@@ -82,6 +82,8 @@ pub(crate) struct Inbox {
     /// missed.
     topic: Option<Shared<TopicBlock>>,
     missed: u64,
+    /// Whether all is handed back at once: its messages may refer to pins, which are large.
+    is_prompt: bool,
     /// Pins that were opened lately, and what keeps them for those who keep their messages.
     pub(super) pins: Known,
     hold: Option<Arc<Hold>>,
@@ -110,6 +112,7 @@ impl Inbox {
             envelope: Envelope::default(),
             topic,
             missed: 0,
+            is_prompt: false,
             pins: Known::new(Known::OF_LANE),
             hold: None,
         };
@@ -249,6 +252,11 @@ impl Inbox {
         }
     }
 
+    /// Chooses whether all is handed back at once.
+    pub(crate) fn set_prompt(&mut self, is_prompt: bool) {
+        self.is_prompt = is_prompt;
+    }
+
     /// What keeps the pins that messages of this lane refer to, beyond the lane and the link.
     pub(super) fn hold(&mut self) -> Arc<Hold> {
         let link = &self.link;
@@ -340,7 +348,7 @@ impl Inbox {
     #[inline(always)]
     pub(crate) fn hand_back(&mut self, cell: u16, at_once: bool) {
         self.ring.hand_back(cell);
-        if at_once {
+        if at_once || self.is_prompt {
             self.ring.flush();
         }
     }

@@ -194,9 +194,15 @@ fn of_inbox<T: ShmMessage>(
         }
         inbox.link().clone()
     };
-    let segment = of_link::<T>(&link, key)?;
-    inbox.borrow_mut().pins.add(key, &segment);
-    Ok(segment)
+    let found = of_link::<T>(&link, key);
+    let mut inbox = inbox.borrow_mut();
+    match &found {
+        Ok(segment) => inbox.pins.add(key, segment),
+        // What else came on this lane is not looked at, either.
+        Err(PinError::Fault { fault, .. }) => inbox.refuse(fault.clone()),
+        Err(_) => {}
+    }
+    found
 }
 
 /// The segment of a pin that was validated by any lane of the link, or is now.

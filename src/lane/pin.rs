@@ -22,9 +22,7 @@ use crate::link::pins::Board;
 use crate::memory::arena::Block;
 use crate::memory::layout::SegmentRef;
 use crate::memory::pins::{PinBlock, Pins};
-use crate::message::{
-    Describe, InPlace, Loans, ShmMessage, SlotWriter, Wanted, encode, layout_of,
-};
+use crate::message::{Describe, InPlace, Loans, ShmMessage, SlotWriter, Wanted, encode, layout_of};
 use crate::schema::Shape;
 
 /// Why a handle is refused by whoever did not pin it.
@@ -157,10 +155,7 @@ impl<T: ShmMessage> Pinned<T> {
 }
 
 /// Archives a message into a block of its own, or around the elements of a loan.
-fn archive<T: ShmMessage>(
-    node: &Node,
-    value: &T,
-) -> Result<(Arc<Block>, SegmentRef), SendError> {
+fn archive<T: ShmMessage>(node: &Node, value: &T) -> Result<(Arc<Block>, SegmentRef), SendError> {
     let mut loans = Loans::None;
     // SAFETY: 1. `loans` is a local that nobody else uses.
     let writer = unsafe { SlotWriter::counting().with_loans(&mut loans) };

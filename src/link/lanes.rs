@@ -14,6 +14,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::line::{LaneId, Line};
 use crate::memory::arena::Block;
@@ -31,8 +32,8 @@ pub(super) struct Lanes {
     entries: HashMap<LaneId, Entry>,
     /// How many lanes are used by ports of ours, and how many hold what came on them.
     used: usize,
-    /// The peer looks at nothing any more.
-    is_free: bool,
+    /// The peer looks at nothing any more: also to be seen without the lock that stands before this book.
+    is_free: Arc<AtomicBool>,
 }
 
 /// A lane, from its opening until nobody looks at it any more.
@@ -66,7 +67,8 @@ impl Lanes {
             return false;
         }
         self.used += 1;
-        if !self.is_free {
+        // Relaxed: under the lock under which it is set.
+        if !self.is_free.load(Ordering::Relaxed) {
             let entry = Entry {
                 line,
                 sends,
@@ -84,6 +86,11 @@ impl Lanes {
     /// True where the peer may open no more.
     pub(super) fn is_full(&self) -> bool {
         self.entries.len() >= MOST_LANES
+    }
+
+    /// Set once the peer looks at nothing any more.
+    pub(super) fn is_free(&self) -> &Arc<AtomicBool> {
+        &self.is_free
     }
 
     /// Counts one more who looks at what came on a lane, and is no port.
@@ -147,7 +154,8 @@ impl Lanes {
 
     /// The peer looks at nothing any more, and never will.
     pub(super) fn free(&mut self) -> Vec<Freed> {
-        self.is_free = true;
+        // SYNC(free): Release; pairs with Acquire in `Book::is_back`. Whoever sees it uses again what the peer read.
+        self.is_free.store(true, Ordering::Release);
         let all = std::mem::take(&mut self.entries);
         all.into_values().map(|entry| Freed(Some(entry))).collect()
     }

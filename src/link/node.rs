@@ -410,6 +410,7 @@ impl Node {
         self.epoll.remove(link.socket().as_fd());
         let gone = lock(&self.links).remove(&link.token());
         drop(gone);
+        self.pins.sweep();
     }
 
     /// Has every port end once it has received what was sent.

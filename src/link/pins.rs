@@ -49,9 +49,10 @@ impl Board {
         })
     }
 
-    /// A book for a lane whose records are handed back there.
-    pub(crate) fn new_book(&self, receiver: Shared<ReceiverBlock>) -> Arc<Book> {
-        let book = Arc::new(Book::new(receiver));
+    /// A book for a lane of this link whose records are handed back there.
+    pub(crate) fn new_book(&self, link: &Link, receiver: Shared<ReceiverBlock>) -> Arc<Book> {
+        let is_free = link.state().lanes.is_free().clone();
+        let book = Arc::new(Book::new(receiver, is_free));
         let mut state = lock(&self.state);
         state.books.retain(|book| book.strong_count() > 0);
         state.books.push(Arc::downgrade(&book));

@@ -13,6 +13,8 @@
 //!    exact then: a cell is published only after its last record was handed back and collected. It stays
 //!    exact: the bit flips once more only after the cell was published again, before which the record was
 //!    collected, and whoever collects it takes its entry out ([`Book::sweep`]).
+//! 4. Or all entries go, when the peer has said by the end of its half of the socket that it looks at nothing
+//!    any more.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -97,6 +99,8 @@ impl Pins {
 /// The pins that records of one lane lend.
 pub(crate) struct Book {
     receiver: Shared<ReceiverBlock>,
+    /// The receiver looks at nothing any more: its link has ended on its side, too.
+    is_free: Arc<AtomicBool>,
     entries: Mutex<Entries>,
 }
 
@@ -118,10 +122,12 @@ struct Lent {
 }
 
 impl Book {
-    /// A book of the lane whose records are handed back there.
-    pub(crate) fn new(receiver: Shared<ReceiverBlock>) -> Book {
+    /// A book of the lane whose records are handed back there, and whose receiver looks at nothing any more once
+    /// that is set.
+    pub(crate) fn new(receiver: Shared<ReceiverBlock>, is_free: Arc<AtomicBool>) -> Book {
         Book {
             receiver,
+            is_free,
             entries: Mutex::default(),
         }
     }
@@ -165,6 +171,10 @@ impl Book {
     }
 
     fn is_back(&self, lent: &Lent) -> bool {
+        // SYNC(free): Acquire; pairs with Release in `Lanes::free`.
+        if self.is_free.load(Ordering::Acquire) {
+            return true;
+        }
         let (word, bit) = (usize::from(lent.cell / 64), lent.cell % 64);
         // SYNC(hand-back): Acquire; pairs with the Release in `HandBack::flip`.
         let bits = load_acquire(&self.receiver.handed_back[word]);

@@ -245,10 +245,13 @@ impl Opening {
         };
         let aligns = contract.aligns();
         let joined = complete(node, &link, (&line, id), near, &theirs, aligns, false);
-        let (outbox, inbox) = joined.map_err(|fault| {
+        let (outbox, mut inbox) = joined.map_err(|fault| {
             link.die(Some(fault));
             lost(&link)
         })?;
+        if let Some(inbox) = &mut inbox {
+            inbox.set_prompt(contract.holds_pins().1);
+        }
         Ok(Connected {
             outbox: outbox.ok_or_else(|| lost(&link))?,
             inbox,

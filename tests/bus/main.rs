@@ -14,6 +14,7 @@ mod layouts;
 mod leftovers;
 mod lifetimes;
 mod one_writer;
+mod pinned;
 mod places;
 mod race;
 mod sequence;
@@ -62,6 +63,8 @@ fn child() {
         "subscribes" => topics::subscribes(arguments[0], arguments[1]),
         "publishes" => topics::publishes(arguments[0]),
         "converses" => topics::converses(),
+        "edits" => pinned::edits(arguments[0]),
+        "holds-requests" => pinned::holds_requests(arguments[0]),
         other => panic!("no such part: {other}"),
     }
 }

@@ -67,8 +67,9 @@ impl Outbox {
     #[inline(never)]
     fn lend_pins(&mut self, space: &Space) {
         let pins = std::mem::take(&mut self.pins);
-        let board = self.parts.node.pins();
-        if self.ring.lend(space, pins, |receiver| board.new_book(receiver)) {
+        let (board, link) = (self.parts.node.pins(), &self.parts.link);
+        let book = |receiver| board.new_book(link, receiver);
+        if self.ring.lend(space, pins, book) {
             board.look_later();
         }
     }
