@@ -9,6 +9,7 @@
 //! gives no number twice.
 
 use std::any::TypeId;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, Weak};
 use std::task::{Wake, Waker};
 use std::time::{Duration, Instant};
@@ -49,9 +50,12 @@ impl Board {
         })
     }
 
-    /// A book for a lane of this link whose records are handed back there.
-    pub(crate) fn new_book(&self, link: &Link, receiver: Shared<ReceiverBlock>) -> Arc<Book> {
-        let is_free = link.state().lanes.is_free().clone();
+    /// A book for a lane whose records are handed back there, and whose link is over once that is set.
+    pub(crate) fn new_book(
+        &self,
+        receiver: Shared<ReceiverBlock>,
+        is_free: Arc<AtomicBool>,
+    ) -> Arc<Book> {
         let book = Arc::new(Book::new(receiver, is_free));
         let mut state = lock(&self.state);
         state.books.retain(|book| book.strong_count() > 0);
@@ -188,6 +192,11 @@ impl Link {
         Hold(self.clone())
     }
 
+    /// Set once the peer looks at nothing of ours any more.
+    pub(crate) fn free_flag(&self) -> Arc<AtomicBool> {
+        self.state().lanes.is_free().clone()
+    }
+
     /// Whether this process was forked off the one that has the link.
     #[inline]
     pub(crate) fn is_forked(&self) -> bool {
@@ -202,5 +211,134 @@ impl Link {
     /// Remembers that a pin of the peer's was validated.
     pub(crate) fn learn_pin(&self, key: PinKey, segment: &Arc<PeerSegment>) {
         lock(&self.mapped.known_pins).add(key, segment);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::memory::arena::{Arena, Limits};
+    use crate::memory::pins::{PinBlock, Pins};
+    use crate::sync::Ordering;
+    use crate::sys::poll::Epoll;
+    use crate::wait::rings::RingSet;
+
+    /// A lane that has lent one pin, of which there is no handle any more.
+    struct Bench {
+        due: Arc<Due>,
+        board: Arc<Board>,
+        book: Arc<Book>,
+        arena: Arc<Arena>,
+        receiver: Shared<ReceiverBlock>,
+        is_free: Arc<AtomicBool>,
+    }
+
+    impl Bench {
+        fn new() -> Bench {
+            let origin = Origin::here().unwrap();
+            let epoll = Arc::new(Epoll::new().unwrap());
+            let rings = RingSet::new(epoll, 0, origin).unwrap();
+            let due = Arc::new(Due::new(rings).unwrap());
+            let board = Board::new(&due, origin);
+            let arena = Arena::new(Limits { memory: 1 << 20 }, Box::new(|_| {}));
+            let receiver = Shared::heap(ReceiverBlock::new());
+            let is_free = Arc::new(AtomicBool::new(false));
+            let book = board.new_book(receiver.clone(), is_free.clone());
+            let mut pins = Pins::default();
+            let pin = PinBlock::new(Arc::new(arena.allocate(64).unwrap()));
+            pins.note(&pin);
+            assert!(!book.lend(70, false, pins), "there is a handle");
+            pin.orphan();
+            Bench {
+                due,
+                board,
+                book,
+                arena,
+                receiver,
+                is_free,
+            }
+        }
+
+        fn is_freed(&self) -> bool {
+            self.arena.usage().1 == 0
+        }
+    }
+
+    #[test]
+    fn what_comes_back_to_an_idle_lane_is_freed_by_the_quiet_thread() {
+        let bench = Bench::new();
+        assert!(bench.due.next_timer().is_none());
+        bench.board.dropped();
+        let first = bench.due.next_timer().expect("somebody looks again");
+        while bench.due.next_timer() == Some(first) {
+            bench.due.run();
+        }
+        // Looked at, and still lent: looked at again, some time later.
+        assert!(!bench.is_freed());
+        assert!(bench.due.next_timer().is_some());
+        bench.receiver.handed_back[1].fetch_xor(1 << 6, Ordering::Release);
+        while bench.due.next_timer().is_some() {
+            bench.due.run();
+        }
+        assert!(bench.is_freed());
+    }
+
+    #[test]
+    fn what_is_lent_without_a_handle_is_looked_for() {
+        let bench = Bench::new();
+        let mut pins = Pins::default();
+        let pin = PinBlock::new(Arc::new(bench.arena.allocate(64).unwrap()));
+        pins.note(&pin);
+        pin.orphan();
+        assert!(bench.book.lend(71, false, pins));
+    }
+
+    #[test]
+    fn a_link_that_is_over_lends_nothing() {
+        let bench = Bench::new();
+        assert!(bench.board.sweep());
+        bench.is_free.store(true, Ordering::Release);
+        assert!(!bench.board.sweep());
+        assert!(bench.is_freed());
+    }
+
+    #[test]
+    fn few_are_known_and_those_that_were_asked_for_last() {
+        let file = crate::sys::memfd::create(c"shmbus-test", 4096).unwrap();
+        crate::sys::memfd::seal(std::os::fd::AsFd::as_fd(&file)).unwrap();
+        let map = || Arc::new(PeerSegment::map(&file, 4096, 4096, Box::new(())).unwrap());
+        let (segment, at) = (
+            map(),
+            SegmentRef {
+                segment: 1,
+                offset: 0,
+                len: 64,
+            },
+        );
+        let ty = TypeId::of::<u8>();
+        let key = |number| PinKey { at, number, ty };
+        let mut known = Known::new(3);
+        for number in 0..3 {
+            known.add(key(number), &segment);
+        }
+        assert!(known.find(&key(0)).is_some());
+        known.add(key(3), &segment);
+        assert!(known.find(&key(0)).is_some(), "it was asked for");
+        assert!(known.find(&key(1)).is_none(), "it was not");
+        assert!(
+            known
+                .find(&PinKey {
+                    ty: TypeId::of::<i8>(),
+                    ..key(0)
+                })
+                .is_none()
+        );
+        // A number of a segment is as good as its mapping.
+        drop(segment);
+        assert!(known.find(&key(0)).is_none());
+        let segment = map();
+        assert!(known.find(&key(0)).is_none());
+        known.add(key(0), &segment);
+        assert!(known.find(&key(0)).is_some());
     }
 }

@@ -468,6 +468,10 @@ fn pins_of_another_bus_and_pins_of_pins_are_refused() {
     let pins = edit(&[&ours], 0);
     let error = here.pin(&pins).expect_err("it refers to one");
     assert!(matches!(error, SendError::Encode { .. }), "{error}");
+    assert!(
+        error.to_string().contains("cannot refer to pins"),
+        "{error}"
+    );
     // Nothing of them was sent, and nothing is kept for them.
     sender.send(&pins).expect("there is room");
     let got = receiver.next().expect("not forked").expect("it was sent");

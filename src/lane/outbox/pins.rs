@@ -68,7 +68,7 @@ impl Outbox {
     fn lend_pins(&mut self, space: &Space) {
         let pins = std::mem::take(&mut self.pins);
         let (board, link) = (self.parts.node.pins(), &self.parts.link);
-        let book = |receiver| board.new_book(link, receiver);
+        let book = |receiver| board.new_book(receiver, link.free_flag());
         if self.ring.lend(space, pins, book) {
             board.look_later();
         }

@@ -7,7 +7,7 @@ use shmbus::message::Describe;
 use shmbus::rkyv::bytecheck::CheckBytes;
 use shmbus::rkyv::rancor::Fallible;
 use shmbus::rkyv::with::{ArchiveWith, DeserializeWith, SerializeWith};
-use shmbus::rkyv::{Archive, Deserialize, Place, Portable};
+use shmbus::rkyv::{Archive, Place, Portable};
 use shmbus::schema::Shape;
 use shmbus::{ArchivedPinned, Bus, Fault, PinError, Pinned, Receiver, Sender, ShmMessage};
 
@@ -421,15 +421,4 @@ fn a_pin_is_validated_once() {
     }
     assert_eq!(CHECKS.load(Ordering::Relaxed), 1_005, "it is bounded");
     drop(serving);
-}
-
-/// So that nothing here is dead.
-#[test]
-fn the_wrappers_of_this_file_copy_out() {
-    let bytes = shmbus::__private::to_bytes(&Checked { number: 9 }).expect("it can be");
-    let archived = shmbus::__private::access::<Checked>(&bytes).expect("it is one");
-    let checked: Result<Checked, _> = shmbus::__private::to_owned(archived);
-    assert_eq!(checked.expect("it can be").number, 9);
-    fn is_copied_out<T: Deserialize<U, shmbus::__private::Decoder>, U>() {}
-    is_copied_out::<<ForgedRefer as Archive>::Archived, ForgedRefer>();
 }
