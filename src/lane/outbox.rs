@@ -260,7 +260,7 @@ impl Outbox {
             let mut stage = Stage::default();
             let len = stage.encode(value, start, &mut self.pins)?;
             if start + len <= CELL {
-                let is_plain = to.kind == Kind::Inline && self.pins.is_empty();
+                let is_plain = to.kind == Kind::Inline && self.refers_to_nothing::<T>();
                 if let Some(space) = self.ring.one().filter(|_| is_plain) {
                     if self.starts.is_timed() {
                         stage.set_time(clock::now());

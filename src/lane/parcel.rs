@@ -105,7 +105,7 @@ impl Packer {
         // SAFETY: 1. and 2. the block is ours alone: it was just cut, or came back from its last receiver.
         let writer = unsafe { SlotWriter::new(block.start().as_ptr(), block.len()) };
         // SAFETY: 1. a local that nobody else uses.
-        let writer = unsafe { writer.with_pins(&mut pins) };
+        let writer = unsafe { writer.with_pins::<T>(&mut pins) };
         let written = encode(value, writer).map_err(refused)?;
         unchanged(written, len)?;
         let reference = block.reference(0, len);

@@ -33,7 +33,7 @@ impl Stage {
         // meanwhile.
         let writer = unsafe { SlotWriter::new(base, CELL.saturating_sub(start)) };
         // SAFETY: 1. it is borrowed for longer than the writer lives.
-        let writer = unsafe { writer.with_pins(pins) };
+        let writer = unsafe { writer.with_pins::<T>(pins) };
         encode(value, writer)
     }
 
@@ -50,7 +50,7 @@ impl Stage {
         // SAFETY: 1. it is borrowed for longer than the writer lives.
         let writer = unsafe { writer.with_loans(loans) };
         // SAFETY: 1. as above.
-        encode(value, unsafe { writer.with_pins(pins) })
+        encode(value, unsafe { writer.with_pins::<T>(pins) })
     }
 
     /// Writes a time behind the place of the header.
@@ -83,7 +83,7 @@ pub(super) fn encode_at<T: ShmMessage>(
     // SAFETY: 1. it is borrowed for longer than the writer lives.
     let writer = unsafe { writer.with_loans(loans) };
     // SAFETY: 1. as above.
-    let writer = unsafe { writer.with_pins(pins) };
+    let writer = unsafe { writer.with_pins::<T>(pins) };
     encode(value, writer)
 }
 

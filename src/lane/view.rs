@@ -20,7 +20,7 @@ use crate::link::pins::Hold;
 use crate::memory::layout::CELL;
 use crate::memory::ring::HandBack;
 use crate::memory::segment::PeerSegment;
-use crate::message::{CodecError, ShmMessage, layout_of, to_owned};
+use crate::message::{CodecError, ShmMessage, layout_of, may_refer, to_owned};
 use crate::sys::clock;
 
 /// Whether a record is worth handing back at once: a block is large, and warm in the caches; and what takes
@@ -300,8 +300,7 @@ impl<T: ShmMessage> Kept<T> {
         segment: Option<Arc<PeerSegment>>,
     ) -> Kept<T> {
         let published = inbox.published(cell, segment.is_some());
-        // A type without pointers and pins has nothing to resolve, and is known here without a load.
-        let holds_pins = size_of::<T::Resolver>() != 0 && layout_of::<T>().holds_pins;
+        let holds_pins = may_refer::<T>() && layout_of::<T>().holds_pins;
         let hold = holds_pins.then(|| inbox.hold());
         let record = (holds_pins || segment.is_some()).then(|| {
             let back = inbox.back().clone();

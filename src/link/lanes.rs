@@ -259,6 +259,7 @@ mod tests {
     fn when_the_peer_is_gone_everything_returns_and_ports_are_still_counted() {
         let mut bench = bench(true);
         drop(bench.lanes.free());
+        assert!(bench.lanes.is_free().load(Ordering::Acquire));
         assert!(!bench.is_in_use());
         assert!(bench.lanes.is_used());
         bench.step(0);

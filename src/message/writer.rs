@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rkyv::rancor::Strategy;
 use rkyv::ser::{Positional, Serializer, Writer};
 
+use super::ShmMessage;
 use super::codec::CodecError;
 use crate::memory::loan::LoanBlock;
 use crate::memory::pins::{PinBlock, Pins};
@@ -56,6 +57,13 @@ pub struct SlotWriter {
     loans: Option<ptr::NonNull<Loans>>,
     /// What is noted of pins, with whoever publishes the message. As 3.
     pins: Option<ptr::NonNull<Pins>>,
+}
+
+/// Whether a value may refer to a pin, as far as the compiler knows: a type without pointers and pins has nothing
+/// to resolve.
+#[inline(always)]
+pub(crate) const fn may_refer<T: ShmMessage>() -> bool {
+    size_of::<T::Resolver>() != 0
 }
 
 /// What is known of elements that were filled in place.
@@ -157,13 +165,17 @@ impl SlotWriter {
         self
     }
 
-    /// Has the writer note there which pins it meets, and nothing else be noted there.
+    /// Has the writer note there which pins it meets in a `T`, and nothing else be noted there.
     ///
     /// # Safety
     ///
     /// 1. `pins` is not touched until the writer was last used.
     #[inline(always)]
-    pub(crate) unsafe fn with_pins(mut self, pins: &mut Pins) -> Self {
+    pub(crate) unsafe fn with_pins<T: ShmMessage>(mut self, pins: &mut Pins) -> Self {
+        if !may_refer::<T>() {
+            debug_assert!(pins.is_empty(), "left by a message that was not sent");
+            return self;
+        }
         pins.clear();
         self.pins = Some(ptr::NonNull::from(pins));
         self

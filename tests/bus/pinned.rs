@@ -9,8 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use shmbus::{
-    ArchivedPinned, Bus, Bytes, CallError, Incoming, PinError, Pinned, Publishing, Receiver,
-    SendError, ShmMessage,
+    ArchivedPinned, Bus, Bytes, CallError, Config, Incoming, PinError, Pinned, Publishing,
+    Receiver, SendError, Sender, ShmMessage,
 };
 
 use crate::support::{Child, name, open, tell, together, told};
@@ -357,9 +357,11 @@ fn who_comes_late_finds_what_the_history_refers_to() {
     assert!(used(&bus) > SIZE && used(&bus) < 2 * SIZE, "{}", used(&bus));
     let mut late = bus.subscriber::<Edit>().expect("it joins");
     let edit = late.next().expect("nothing is missed").expect("open");
+    // From here on, nothing but this message keeps it.
+    drop(publisher);
+    assert!(used(&bus) > SIZE, "{}", used(&bus));
     check(&edit.documents[0], &edit, 2);
     drop(edit);
-    drop(publisher);
     wait_until_freed(&bus, || {
         let next = late.next_timeout(Duration::from_millis(1));
         assert!(next.expect("nothing is missed").is_none());
@@ -455,9 +457,11 @@ fn pins_of_another_bus_and_pins_of_pins_are_refused() {
     let mut receiver = here.receiver::<Edit>("edits").expect("nobody else does");
     let mut sender = here.sender::<Edit>("edits").expect("a receiver is there");
     let mut publisher = here.publisher::<Edit>().expect("it joins");
-    let mut subscriber = here.subscriber::<Edit>().expect("it joins");
     let (ours, theirs) = (here.pin(&document(1)), there.pin(&document(2)));
     let (ours, theirs) = (ours.expect("memory"), theirs.expect("memory"));
+    let error = publisher.publish(&edit(&[&theirs], 0));
+    assert!(error.is_err(), "also where nobody has subscribed");
+    let mut subscriber = here.subscriber::<Edit>().expect("it joins");
     for padding in [0, 1_000, 20_000] {
         let mixed = edit(&[&ours, &theirs], padding);
         let error = sender.send(&mixed).expect_err("one is not ours");
@@ -516,6 +520,107 @@ fn a_handle_is_opened_with_its_own_message() {
     check(&first.documents[0], &first, 1);
     check(&third.documents[0], &third, 1);
     assert!(bus.take_incidents().is_empty());
+}
+
+/// A bus of little memory, and pins that use up all of it.
+fn full(of: &str) -> (Bus, Vec<Pinned<Document>>) {
+    let config = Config {
+        memory_limit: 8 << 20,
+        ..Config::default()
+    };
+    let bus = config.open(&name(of)).expect("the bus opens");
+    let mut pins = Vec::new();
+    for len in [900_000, 20_000] {
+        let lines = vec!["x".repeat(len)];
+        let document = Document { version: 0, lines };
+        let error = loop {
+            match bus.pin(&document) {
+                Ok(pin) => pins.push(pin),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, SendError::Memory(_)), "{error}");
+    }
+    (bus, pins)
+}
+
+/// Two lanes, one of which is to lend all pins, and one that needs their memory.
+struct Two {
+    bus: Bus,
+    pins: Vec<Pinned<Document>>,
+    receiver: Receiver<Edit>,
+    sender: Sender<Edit>,
+    other: Sender<Edit>,
+    _other: Receiver<Edit>,
+}
+
+impl Two {
+    fn new(of: &str) -> Two {
+        let (bus, mut pins) = full(of);
+        // So much is left for the lanes.
+        let small = pins.split_off(pins.len() - 8);
+        drop(small);
+        let receiver = bus.receiver("edits").expect("nobody else does");
+        let sender = bus.sender("edits").expect("a receiver is there");
+        let _other = bus.receiver("other").expect("nobody else does");
+        let other = bus.sender("other").expect("a receiver is there");
+        Two {
+            bus,
+            pins,
+            receiver,
+            sender,
+            other,
+            _other,
+        }
+    }
+
+    fn lend_all(&mut self) {
+        let all: Vec<_> = self.pins.iter().collect();
+        self.sender.send(&edit(&all, 0)).expect("there is room");
+    }
+
+    fn needs(other: &mut Sender<Edit>) -> Result<(), SendError> {
+        other.try_send(&edit(&[], 800_000))
+    }
+}
+
+#[test]
+fn the_last_handle_frees_what_was_handed_back_on_an_idle_lane() {
+    let _together = together();
+    let mut two = Two::new("pinned-idle");
+    two.lend_all();
+    drop(
+        two.receiver
+            .next()
+            .expect("not forked")
+            .expect("it was sent"),
+    );
+    let error = Two::needs(&mut two.other).expect_err("no memory is left");
+    assert!(matches!(error, SendError::Memory(_)), "{error}");
+    // The lane on which they were lent says nothing more.
+    two.pins.clear();
+    Two::needs(&mut two.other).expect("there is memory");
+    assert!(two.bus.take_incidents().is_empty());
+}
+
+#[test]
+fn what_comes_back_later_to_an_idle_lane_is_freed() {
+    let _together = together();
+    let mut two = Two::new("pinned-later");
+    two.lend_all();
+    let view = two
+        .receiver
+        .next()
+        .expect("not forked")
+        .expect("it was sent");
+    two.pins.clear();
+    let error = Two::needs(&mut two.other).expect_err("no memory is left");
+    assert!(matches!(error, SendError::Memory(_)), "{error}");
+    drop(view);
+    // Nobody does anything but the quiet thread.
+    while Two::needs(&mut two.other).is_err() {
+        thread::yield_now();
+    }
 }
 
 /// A part: an editor that sends what its user then kills it with.

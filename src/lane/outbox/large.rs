@@ -60,7 +60,7 @@ impl Outbox {
         // SAFETY: 1. the block is ours alone: it was just cut, or came back from its last receiver.
         let writer = unsafe { SlotWriter::new(block.start().as_ptr(), block.len()) };
         // SAFETY: 1. nobody else uses them meanwhile.
-        let writer = unsafe { writer.with_pins(&mut self.pins) };
+        let writer = unsafe { writer.with_pins::<T>(&mut self.pins) };
         let written = encode(value, writer)?;
         unchanged(written, needed)?;
         let reference = block.reference(0, needed);
@@ -103,7 +103,7 @@ impl Outbox {
         // SAFETY: 1. `loans` is a local that nobody else uses.
         let writer = unsafe { SlotWriter::counting().with_loans(&mut loans) };
         // SAFETY: 1. nobody else uses them meanwhile.
-        let writer = unsafe { writer.with_pins(&mut self.pins) };
+        let writer = unsafe { writer.with_pins::<T>(&mut self.pins) };
         let needed = encode(value, writer)?;
         let Some(wanted) = loans.into_wanted() else {
             return Ok(None);
@@ -133,7 +133,7 @@ impl Outbox {
         // SAFETY: 1. `loans` is a local that nobody else uses.
         let writer = unsafe { writer.with_loans(&mut loans) };
         // SAFETY: 1. nobody else uses them meanwhile.
-        let writer = unsafe { writer.with_pins(&mut self.pins) };
+        let writer = unsafe { writer.with_pins::<T>(&mut self.pins) };
         let len = encode(value, writer)?;
         if len > block.len() || len <= MOST_INLINE || loans.into_wanted().is_some() {
             self.ring.keep_returned(block);
@@ -208,7 +208,7 @@ pub(in crate::lane) fn archive_around<T: ShmMessage>(
     // SAFETY: 1. `loans` is a local that nobody else uses.
     let writer = unsafe { writer.with_loans(&mut loans) };
     // SAFETY: 1. they are borrowed for longer than the writer lives.
-    let writer = unsafe { writer.with_pins(pins) };
+    let writer = unsafe { writer.with_pins::<T>(pins) };
     let len = encode(value, writer)?;
     let capacity = if matches!(loans, Loans::Passed) {
         room

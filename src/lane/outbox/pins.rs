@@ -9,8 +9,15 @@ use crate::memory::arena::Block;
 use crate::memory::layout::Kind;
 use crate::memory::pins::Pins;
 use crate::memory::ring::{NoRoom, Space};
+use crate::message::{ShmMessage, may_refer};
 
 impl Outbox {
+    /// Whether the message that was just archived refers to nothing, as most do.
+    #[inline(always)]
+    pub(super) fn refers_to_nothing<T: ShmMessage>(&self) -> bool {
+        !may_refer::<T>() || self.pins.is_empty()
+    }
+
     /// Has the peer learn of the segments of all that the message refers to which is about to be published.
     #[inline(always)]
     pub(super) fn announce_pins(&mut self) -> Result<(), Stop> {

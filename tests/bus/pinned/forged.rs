@@ -3,13 +3,17 @@
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use serde_json::json;
 use shmbus::message::Describe;
 use shmbus::rkyv::bytecheck::CheckBytes;
 use shmbus::rkyv::rancor::Fallible;
 use shmbus::rkyv::with::{ArchiveWith, DeserializeWith, SerializeWith};
 use shmbus::rkyv::{Archive, Place, Portable};
-use shmbus::schema::Shape;
-use shmbus::{ArchivedPinned, Bus, Fault, PinError, Pinned, Receiver, Sender, ShmMessage};
+
+use shmbus::schema::{Schema, SchemaError, Shape, decode};
+use shmbus::{
+    ArchivedPinned, Bus, Fault, PinError, Pinned, Receiver, Sender, ShmMessage, schema_of,
+};
 
 use super::{Document, document};
 use crate::support::{name, open, together};
@@ -288,6 +292,32 @@ fn other_documents_are_other_layouts() {
         error.contains("Numbers") && error.contains("Document"),
         "{error}"
     );
+}
+
+#[test]
+fn a_schema_says_what_a_handle_is() {
+    let forged = ForgedRefer {
+        document: [1, 2, 3, 4],
+        flags: [5, 6, 7, u64::MAX],
+    };
+    let bytes = shmbus::__private::to_bytes(&forged).expect("it can be archived");
+    let schema = schema_of::<Refer>();
+    let written = schema.to_bytes();
+    assert_eq!(&Schema::from_bytes(&written).expect("it is one"), schema);
+    let decoded = decode(schema, &bytes).expect("it is of this schema");
+    let handle = |segment: u64, number: u64| {
+        let (offset, len) = (segment + 1, segment + 2);
+        json!({ "segment": segment, "offset": offset, "len": len, "number": number })
+    };
+    let wanted = json!({ "document": handle(1, 4), "flags": handle(5, u64::MAX) });
+    assert_eq!(decoded, wanted);
+    // Kind, size and alignment of a handle; one of another size is none.
+    let row = [18, 32, 0, 0, 0, 8, 0, 0, 0];
+    let at = written.windows(row.len()).position(|window| window == row);
+    let mut other = written.clone();
+    other[at.expect("there is a handle") + 1] = 24;
+    let error = Schema::from_bytes(&other).expect_err("it has no such size");
+    assert!(matches!(error, SchemaError::Inconsistent { .. }), "{error}");
 }
 
 static CHECKS: AtomicUsize = AtomicUsize::new(0);
