@@ -488,6 +488,36 @@ fn pins_of_another_bus_and_pins_of_pins_are_refused() {
 }
 
 #[test]
+fn a_message_that_was_not_sent_keeps_nothing() {
+    let _together = together();
+    let bus = open(&name("pinned-unsent"));
+    let _receiver = bus.receiver::<Edit>("edits").expect("nobody else does");
+    let mut sender = bus.sender::<Edit>("edits").expect("a receiver is there");
+    for turn in 0..4 {
+        let pin = bus.pin(&document(turn)).expect("there is memory");
+        let error = match turn {
+            0 => sender.send(&edit(&[&pin], 2_000_000)),
+            1 => sender.try_send(&edit(&[&pin], 2_000_000)),
+            _ => {
+                while sender.try_send(&edit(&[], 0)).is_ok() {}
+                match turn {
+                    2 => sender.try_send(&edit(&[&pin], 0)),
+                    _ => sender.send_timeout(&edit(&[&pin], 0), Duration::from_millis(1)),
+                }
+            }
+        };
+        let error = error.expect_err("it is too large, or there is no room");
+        let is_right = match turn {
+            0 | 1 => matches!(error, SendError::TooLarge { .. }),
+            _ => matches!(error, SendError::Full),
+        };
+        assert!(is_right, "{error}");
+        drop(pin);
+        assert!(used(&bus) < SIZE, "{}", used(&bus));
+    }
+}
+
+#[test]
 fn a_handle_is_opened_with_its_own_message() {
     let _together = together();
     let bus = open(&name("pinned-other"));
