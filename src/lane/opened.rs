@@ -48,7 +48,6 @@ pub struct Within<'a> {
 enum By<'a> {
     Inbox(&'a RefCell<Inbox>),
     Hold(&'a Hold),
-    /// Its type has none.
     Nobody,
 }
 
@@ -58,8 +57,14 @@ impl<'a> Within<'a> {
         Within { bytes, by }
     }
 
-    pub(crate) fn of_kept(bytes: NonNull<[u8]>, hold: Option<&'a Hold>) -> Within<'a> {
-        let by = hold.map_or(By::Nobody, By::Hold);
+    pub(crate) fn of_kept(bytes: NonNull<[u8]>, hold: &'a Hold) -> Within<'a> {
+        let by = By::Hold(hold);
+        Within { bytes, by }
+    }
+
+    /// A message whose type has no handles.
+    pub(crate) fn nothing() -> Within<'a> {
+        let (bytes, by) = (NonNull::from(&mut []), By::Nobody);
         Within { bytes, by }
     }
 

@@ -232,7 +232,8 @@ impl Drop for Record {
 
 #[allow(dead_code)] // held for their drop
 enum Store {
-    InPlace(Arc<PeerSegment>),
+    // In this order: the memory is the sender's again when the record is handed back.
+    InPlace(Record, Arc<PeerSegment>),
     Copied(AlignedVec<NARROW>),
     CopiedWide(AlignedVec<CELL>),
 }
@@ -254,15 +255,20 @@ fn copy<const ALIGN: usize>(bytes: &[u8]) -> (AlignedVec<ALIGN>, NonNull<u8>) {
 /// sender's slab is the sender's to use again once it is dropped.
 pub struct Kept<T: ShmMessage> {
     archived: NonNull<T::Archived>,
-    /// All bytes of the message, in the store.
-    bytes: NonNull<[u8]>,
     number: u64,
     published: u64,
-    // Before the store, which is the sender's again when it is handed back.
-    _record: Option<Record>,
     _store: Store,
-    /// Where the message may refer to pins.
-    hold: Option<Arc<Hold>>,
+    /// Where the message may refer to pins. Others are not to be larger for it.
+    pins: Option<Box<Following>>,
+}
+
+/// What is needed to follow a kept message to its pins.
+struct Following {
+    /// All bytes of the message, in its store.
+    bytes: NonNull<[u8]>,
+    hold: Arc<Hold>,
+    /// Of a message that was copied: until it is handed back, its sender keeps the pins.
+    _record: Option<Record>,
 }
 
 // SAFETY: a `Kept` is a shared reference to the archived value and what keeps its memory, which is
@@ -302,20 +308,23 @@ impl<T: ShmMessage> Kept<T> {
         let published = inbox.published(cell, segment.is_some());
         let holds_pins = may_refer::<T>() && layout_of::<T>().holds_pins;
         let hold = holds_pins.then(|| inbox.hold());
-        let record = (holds_pins || segment.is_some()).then(|| {
+        let record = |inbox: &Inbox| {
             let back = inbox.back().clone();
             back.keep(cells);
             Record { back, cell, cells }
-        });
+        };
         if let Some(segment) = segment {
+            let follow = |hold| Following {
+                bytes,
+                hold,
+                _record: None,
+            };
             return Kept {
                 archived,
-                bytes,
                 number,
                 published,
-                _record: record,
-                _store: Store::InPlace(segment),
-                hold,
+                _store: Store::InPlace(record(inbox), segment),
+                pins: hold.map(follow).map(Box::new),
             };
         }
         // SAFETY: by 2. the record is still held, and its range was checked.
@@ -327,7 +336,13 @@ impl<T: ShmMessage> Kept<T> {
             let (copy, start) = copy(original);
             (Store::CopiedWide(copy), start)
         };
-        if record.is_none() {
+        let follow = |hold| Following {
+            bytes: NonNull::slice_from_raw_parts(start, bytes.len()),
+            hold,
+            _record: Some(record(inbox)),
+        };
+        let pins = hold.map(follow).map(Box::new);
+        if pins.is_none() {
             inbox.hand_back(cell, is_large(cells, false));
         }
         let offset = archived.addr().get() - bytes.cast::<u8>().addr().get();
@@ -337,12 +352,10 @@ impl<T: ShmMessage> Kept<T> {
         let archived = unsafe { start.add(offset) }.cast();
         Kept {
             archived,
-            bytes: NonNull::slice_from_raw_parts(start, bytes.len()),
             number,
             published,
-            _record: record,
             _store: store,
-            hold,
+            pins,
         }
     }
 
@@ -370,7 +383,10 @@ impl<T: ShmMessage> Incoming for Kept<T> {}
 
 impl<T: ShmMessage> Sealed for Kept<T> {
     fn within(&self) -> Within<'_> {
-        Within::of_kept(self.bytes, self.hold.as_deref())
+        match &self.pins {
+            Some(pins) => Within::of_kept(pins.bytes, &pins.hold),
+            None => Within::nothing(),
+        }
     }
 }
 

@@ -47,6 +47,7 @@ fn child() {
         "forks-with-views" => fork::forks_with_views(),
         "forks-with-tasks" => fork::forks_with_tasks(),
         "forks-with-a-loan" => fork::forks_with_a_loan(),
+        "forks-with-pins" => fork::forks_with_pins(),
         "serves-and-forks" => fork::serves_and_forks(arguments[0]),
         "racer" => race::racer(arguments[0]),
         "holder" => one_writer::holder(arguments[0]),

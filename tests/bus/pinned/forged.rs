@@ -154,10 +154,13 @@ fn announce(bench: &mut Bench) {
     }
 }
 
+/// Changes the words of an honest handle.
+type Lie = fn([u64; 4]) -> [u64; 4];
+
 #[test]
 fn a_handle_that_is_not_true_ends_its_link() {
     let _together = together();
-    let lies: [(&str, fn([u64; 4]) -> [u64; 4]); 11] = [
+    let lies: [(&str, Lie); 11] = [
         ("another segment", |[_, o, l, n]| [77, o, l, n]),
         ("no segment", |[_, o, l, n]| [u64::MAX, o, l, n]),
         ("no alignment", |[s, o, l, n]| [s, o + 4, l, n]),
