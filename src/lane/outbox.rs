@@ -132,6 +132,8 @@ pub(crate) struct Outbox {
     budget: usize,
     /// Where its messages start in their records.
     starts: Starts,
+    /// Whether the receiver may hold more messages than the ring has cells for, which then grows if it can.
+    is_elastic: bool,
     /// What the message refers to that was just archived, and is about to be published.
     pins: Pins,
 }
@@ -182,6 +184,7 @@ impl Outbox {
             most: parts.node.config().max_message,
             budget: parts.node.config().memory_limit / 8,
             starts: Starts::new(align, parts.node.config().timestamps),
+            is_elastic: false,
             pins: Pins::default(),
             parts,
         }
@@ -381,10 +384,17 @@ impl Outbox {
     #[cold]
     fn full(&mut self) -> Result<(), Stop> {
         // The reserved cell is the last one: it can say where more cells are.
-        if self.parts.grows_when_full && self.grow(self.ring.cells())? {
-            return Err(Stop::Again);
+        let grown = match self.parts.grows_when_full || self.is_elastic {
+            true => self.grow(self.ring.cells()),
+            false => Ok(false),
+        };
+        match grown {
+            Ok(true) => Err(Stop::Again),
+            // Others may be handed back.
+            Err(SendError::Memory(_)) if self.is_elastic => Err(Stop::Wait),
+            Ok(false) => Err(Stop::Wait),
+            Err(error) => Err(error.into()),
         }
-        Err(Stop::Wait)
     }
 
     /// The message did not fit behind the reserved cell.

@@ -310,6 +310,43 @@ fn tasks_refer_to_documents() {
     drop(serving);
 }
 
+/// Far more than the cells that the lane of requests starts with.
+#[test]
+fn a_server_of_tasks_holds_many_requests() {
+    const MANY: u32 = 400;
+    let _together = together();
+    let (there, here) = (open(&name("pinned-many")), open(&name("pinned-many")));
+    let server = there
+        .async_server::<Complete>()
+        .expect("nobody else serves");
+    let serving = thread::spawn(move || {
+        let next = || pollster::block_on(server.next()).expect("not forked");
+        let calls: Vec<_> = (0..MANY).map(|_| next().expect("open")).collect();
+        for call in calls {
+            check(&call.document, &call, 1);
+            let (text, document) = (call.line.to_native().to_string(), None);
+            call.reply(&Completed { text, document }).expect("it fits");
+        }
+    });
+    let client = here.client::<Complete>().expect("it is served");
+    let document = here.pin(&document(1)).expect("there is memory");
+    let streams: Vec<_> = (0..MANY)
+        .map(|line| {
+            let document = document.clone();
+            client
+                .stream(&Complete { document, line })
+                .expect("it is sent")
+        })
+        .collect();
+    drop(document);
+    for (stream, line) in streams.into_iter().zip(0..MANY) {
+        let reply = stream.finish().expect("it is answered");
+        assert_eq!(reply.text.as_str(), line.to_string());
+    }
+    serving.join().expect("it does not panic");
+    wait_until_freed(&here, || {});
+}
+
 #[test]
 fn subscribers_share_documents() {
     let _together = together();

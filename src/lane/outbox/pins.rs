@@ -12,6 +12,11 @@ use crate::memory::ring::{NoRoom, Space};
 use crate::message::{ShmMessage, may_refer};
 
 impl Outbox {
+    /// Says whether messages may refer to pins, and may so be held by tasks where others are copied.
+    pub(crate) fn set_elastic(&mut self, is_elastic: bool) {
+        self.is_elastic = is_elastic;
+    }
+
     /// Whether the message that was just archived refers to nothing, as most do.
     #[inline(always)]
     pub(super) fn refers_to_nothing<T: ShmMessage>(&self) -> bool {
