@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use shmbus::{
     AsyncClient, Bus, CallError, Client, PinError, Pinned, ReceiveError, Receiver, SendError,
-    Sender, Server, ShmMessage,
+    Sender, Server, ShmMessage, View,
 };
 
 use crate::support::{Answer, Ask, Child, Dir, answer, check_call, name, open, tell, together};
@@ -267,6 +267,9 @@ pub(crate) fn forks_with_pins() {
     let first = receiver.next().expect("not forked").expect("it was sent");
     let mut kept = Some(first.keep());
     let view = receiver.next().expect("not forked").expect("it was sent");
+    // Known, and not to be looked at there all the same.
+    let len = |view: &View<'_, Refer>| view.document.open(view).expect("it is kept").text.len();
+    assert_eq!(len(&view), answer.text.len());
     let end = in_fork(|| {
         let is_forked = |error: Option<PinError>| error == Some(PinError::Forked);
         let taken = kept.take().expect("it is there");
@@ -280,9 +283,10 @@ pub(crate) fn forks_with_pins() {
     });
     assert_eq!(end, 0, "pins");
     let kept = kept.expect("only the child dropped it");
-    let text = |len: usize| assert_eq!(len, answer.text.len());
-    text(view.document.open(&view).expect("it is kept").text.len());
-    text(kept.document.open(&kept).expect("it is kept").text.len());
+    assert_eq!(len(&view), answer.text.len());
+    let opened = kept.document.open(&kept).expect("it is kept");
+    assert_eq!(opened.text.len(), answer.text.len());
+    drop(opened);
     drop((view, kept, pin));
     assert!(there.memory().1 < 500_000);
     tell("good");
