@@ -64,8 +64,8 @@ fn child() {
         "subscribes" => topics::subscribes(arguments[0], arguments[1]),
         "publishes" => topics::publishes(arguments[0]),
         "converses" => topics::converses(),
-        "edits" => pinned::edits(arguments[0]),
-        "holds-requests" => pinned::holds_requests(arguments[0]),
+        "edits" => pinned::ends::edits(arguments[0]),
+        "holds-requests" => pinned::ends::holds_requests(arguments[0]),
         other => panic!("no such part: {other}"),
     }
 }
