@@ -38,6 +38,8 @@ fn child() {
     match role.as_str() {
         "forbidden" => hot_path::forbidden(),
         "hot-client" => hot_path::client(arguments[0], arguments[1]),
+        "hot-client-of" => hot_path::client_of(arguments[0]),
+        "hot-server-of" => hot_path::server_of(arguments[0]),
         "hot-server" => hot_path::server(arguments[0]),
         "echo" => conversation::echo(arguments[0]),
         "inherits" => conversation::inherits(),
