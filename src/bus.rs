@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 pub use self::config::Config;
 use crate::driver::Driver;
-use crate::error::{ConnectError, OpenError};
+use crate::error::{ConnectError, OpenError, SendError};
+use crate::lane::Pinned;
 use crate::link::node::{Incident, Node, Reach};
 use crate::message::{ShmLatest, ShmMessage, ShmRequest, ShmTopic};
 use crate::service::{
@@ -506,6 +507,30 @@ impl Bus {
         Latest::open(&self.shared)
     }
 
+    /// Archives a message once, for any number of later ones to refer to: see [`Pinned`] for who keeps it alive.
+    ///
+    /// Elements that were filled in place stay where they are, if the loan is of a port of this bus.
+    ///
+    /// # Errors
+    ///
+    /// - [`SendError::TooLarge`], [`SendError::Memory`], [`SendError::Forked`].
+    /// - [`SendError::Encode`]: it cannot be archived, or refers to pins itself.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use shmbus::{Bus, ShmMessage};
+    /// # #[derive(ShmMessage)]
+    /// # struct Document { text: String }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let bus = Bus::open("doc-pin")?;
+    /// let document = bus.pin(&Document { text: "fn main() {}".into() })?;
+    /// # Ok(()) }
+    /// ```
+    pub fn pin<T: ShmMessage>(&self, message: &T) -> Result<Pinned<T>, SendError> {
+        Pinned::pin(self.shared.node(), message)
+    }
+
     /// Has every server and receiver of this bus end, once it has taken what came before.
     ///
     /// # Examples
@@ -560,6 +585,8 @@ impl Bus {
 
     /// The bytes of shared memory that this bus has taken, and those of them in use.
     ///
+    /// Pins that were handed back are freed by this, if they were not yet.
+    ///
     /// # Examples
     ///
     /// ```
@@ -570,6 +597,7 @@ impl Bus {
     /// # Ok(()) }
     /// ```
     pub fn memory(&self) -> (u64, u64) {
+        self.shared.node.pins().sweep();
         self.shared.node.arena().usage()
     }
 }

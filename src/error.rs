@@ -368,6 +368,36 @@ pub enum ReceiveError {
     Forked,
 }
 
+/// Why a pinned message cannot be opened.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PinError {
+    /// The handle is no part of the message that it was opened with. Nothing is wrong with the peer.
+    #[error("the handle is not part of this message: open it with the one that it is a field of")]
+    NotOfMessage,
+    /// What the peer wrote cannot be true. The link to it was closed.
+    #[error("process {pid} refers to a message that is none: {fault}")]
+    Fault {
+        /// The process at the other end.
+        pid: u32,
+        /// How it broke the protocol.
+        #[source]
+        fault: Fault,
+    },
+    /// The link ended before the memory that the handle refers to was known here.
+    #[error("the link to process {pid} ended{}", reason(fault))]
+    Lost {
+        /// The process at the other end.
+        pid: u32,
+        /// How it broke the protocol, if it did.
+        #[source]
+        fault: Option<Fault>,
+    },
+    /// The message was received before this process was forked off.
+    #[error("this process was forked from the one that opened the bus: open a bus of its own")]
+    Forked,
+}
+
 /// Why a call has no reply. `E` is the error of the service's own.
 #[cfg(not(loom))]
 #[derive(Debug, thiserror::Error)]

@@ -98,9 +98,9 @@ pub use bus::{Bus, Config};
 pub use driver::Driver;
 #[cfg(not(loom))]
 pub use error::CallError;
-pub use error::{ConnectError, Fault, MemoryError, OpenError, ReceiveError, SendError};
+pub use error::{ConnectError, Fault, MemoryError, OpenError, PinError, ReceiveError, SendError};
 #[cfg(not(loom))]
-pub use lane::{Bulk, Bytes, Kept, View};
+pub use lane::{ArchivedPinned, Bulk, Bytes, Incoming, Kept, Opened, Pinned, View};
 #[cfg(not(loom))]
 pub use link::node::Incident;
 #[cfg(not(loom))]

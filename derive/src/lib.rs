@@ -47,7 +47,8 @@ use syn::{DeriveInput, parse_macro_input};
 ///
 /// Numbers except `usize` and `isize`, `bool`, `char`, `String`, `Vec`, `Option`, `Box` (and
 /// through it recursion), `Box<str>`, `Box<[T]>`, `Result`, `Duration`, arrays, tuples, hash and
-/// B-tree maps and sets, `NonZero` numbers, and other messages. Types may be generic:
+/// B-tree maps and sets, `NonZero` numbers, other messages, and handles on pinned ones (`Pinned`). Types may be
+/// generic:
 ///
 /// ```
 /// use std::collections::HashMap;

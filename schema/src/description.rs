@@ -102,6 +102,9 @@ pub enum Shape {
     BTreeSet {
         key: Child,
     },
+    Pinned {
+        item: Child,
+    },
     Opaque {
         name: &'static str,
     },

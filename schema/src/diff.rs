@@ -169,6 +169,9 @@ impl Walk<'_> {
             | (Kind::Option { item: x }, Kind::Option { item: y }) => {
                 self.visit(*x, *y, path.clone(), offsets);
             }
+            (Kind::Pinned { item: x }, Kind::Pinned { item: y }) => {
+                self.visit(*x, *y, path.clone(), None);
+            }
             (Kind::HashSet { key: x }, Kind::HashSet { key: y })
             | (Kind::BTreeSet { key: x }, Kind::BTreeSet { key: y }) => {
                 self.visit(*x, *y, below("{key}"), None);
@@ -384,6 +387,7 @@ fn write_name(out: &mut String, schema: &Schema, id: TypeId, depth: usize) -> fm
         Kind::Vec { item } => inside(out, "Vec<", *item)?,
         Kind::Box { item } => inside(out, "Box<", *item)?,
         Kind::Option { item } => inside(out, "Option<", *item)?,
+        Kind::Pinned { item } => inside(out, "Pinned<", *item)?,
         Kind::HashSet { key } => inside(out, "HashSet<", *key)?,
         Kind::BTreeSet { key } => inside(out, "BTreeSet<", *key)?,
         Kind::BoxedSlice { item } => {

@@ -124,6 +124,9 @@ fn walk_row(walk: &mut Walk, description: &Description) -> TypeDef {
         Shape::BTreeSet { key } => Kind::BTreeSet {
             key: walk.intern(key),
         },
+        Shape::Pinned { item } => Kind::Pinned {
+            item: walk.intern(item),
+        },
         Shape::Opaque { name } => Kind::Opaque {
             name: name.to_owned(),
         },

@@ -214,6 +214,12 @@ pub enum Kind {
         /// The keys.
         key: TypeId,
     },
+    /// A message elsewhere, which was sent once for any number that refer to it: where it lies, as segment,
+    /// offset and length, and a number, each a `u64`.
+    Pinned {
+        /// That message.
+        item: TypeId,
+    },
     /// Bytes of which only the name, the size and the alignment are known.
     Opaque {
         /// What to call it.
@@ -229,7 +235,8 @@ impl Kind {
             | Kind::Box { item }
             | Kind::BoxedSlice { item }
             | Kind::Option { item }
-            | Kind::Array { item, .. } => (Some(*item), None, &[], &[]),
+            | Kind::Array { item, .. }
+            | Kind::Pinned { item } => (Some(*item), None, &[], &[]),
             Kind::HashMap { key, value } | Kind::BTreeMap { key, value } => {
                 (Some(*key), Some(*value), &[], &[])
             }
@@ -256,7 +263,8 @@ impl Kind {
             | Kind::Box { item }
             | Kind::BoxedSlice { item }
             | Kind::Option { item }
-            | Kind::Array { item, .. } => f(item),
+            | Kind::Array { item, .. }
+            | Kind::Pinned { item } => f(item),
             Kind::HashMap { key, value } | Kind::BTreeMap { key, value } => {
                 f(key);
                 f(value);

@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 
 use super::reading::{Newest, Reading};
 use crate::error::Fault;
+use crate::link::pins::{Hold, Known};
 use crate::link::{Line, Link};
 use crate::memory::layout::{
     CELL, Cell, Envelope, HEADER, Kind, MOST_CELLS, SegmentRef, Starts, TopicBlock,
@@ -84,6 +85,11 @@ pub(crate) struct Inbox {
     missed: u64,
     /// On a lane of newest values: where they are, until somebody reads them.
     newest: Option<Newest>,
+    /// Whether all is handed back at once: its messages may refer to pins, which are large.
+    is_prompt: bool,
+    /// Pins that were opened lately, and what keeps them for those who keep their messages.
+    pub(super) pins: Known,
+    hold: Option<Arc<Hold>>,
 }
 
 impl Inbox {
@@ -111,6 +117,9 @@ impl Inbox {
             topic,
             missed: 0,
             newest,
+            is_prompt: false,
+            pins: Known::new(Known::OF_LANE),
+            hold: None,
         };
         inbox.arm();
         inbox
@@ -248,6 +257,18 @@ impl Inbox {
         }
     }
 
+    /// Chooses whether all is handed back at once.
+    pub(crate) fn set_prompt(&mut self, is_prompt: bool) {
+        self.is_prompt = is_prompt;
+    }
+
+    /// What keeps the pins that messages of this lane refer to, beyond the lane and the link.
+    pub(super) fn hold(&mut self) -> Arc<Hold> {
+        let link = &self.link;
+        let hold = self.hold.get_or_insert_with(|| Arc::new(link.hold()));
+        hold.clone()
+    }
+
     /// Ends the link, and looks at nothing more that comes on this lane.
     #[cold]
     fn broken(&mut self, fault: Fault) {
@@ -362,7 +383,7 @@ impl Inbox {
     #[inline(always)]
     pub(crate) fn hand_back(&mut self, cell: u16, at_once: bool) {
         self.ring.hand_back(cell);
-        if at_once {
+        if at_once || self.is_prompt {
             self.ring.flush();
         }
     }

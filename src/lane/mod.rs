@@ -3,6 +3,7 @@
 //! - [`Outbox`]: archives messages into the ring or the slab, and rings where that was asked for.
 //! - [`Inbox`]: finds them, checks every reference in them, and validates them once.
 //! - [`View`], [`Kept`]: a message borrowed where its sender wrote it.
+//! - [`Pinned`]: a message that others refer to; [`Opened`]: how they are followed.
 //! - [`Bytes`], [`Bulk`]: payloads that were filled in place.
 //! - [`Parcel`]: a message that is archived once, for several lanes.
 //! - [`Board`], [`Reading`]: newest values, which are read where they lie, and the lane says what changed.
@@ -13,8 +14,10 @@ mod board;
 mod bulk;
 mod inbox;
 mod open;
+mod opened;
 mod outbox;
 mod parcel;
+mod pin;
 mod reading;
 mod stage;
 mod view;
@@ -23,8 +26,11 @@ pub(crate) use board::{Board, Packed as PackedValue, Reader};
 pub use bulk::{Bulk, Bytes};
 pub(crate) use inbox::{Inbox, Message, Received, Role};
 pub(crate) use open::{Near, Offered, complete, lay_door, offer_end};
+pub use opened::{Incoming, Opened};
+pub(crate) use opened::{Sealed, Within};
 pub(crate) use outbox::{Outbox, To};
 pub(crate) use parcel::{Packer, Parcel};
+pub use pin::{ArchivedPinned, Pinned};
 pub(crate) use reading::{Found, Holding, Reading, version_at};
 pub(crate) use view::{Held, is_large};
 pub use view::{Kept, View};

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 mod large;
+mod pins;
 mod room;
 mod shared;
 mod words;
@@ -26,6 +27,7 @@ use crate::memory::layout::{
     CELL, Cell, Envelope, Kind, MOST_CELLS, ReceiverBlock, SegmentRef, SenderBlock, Starts,
     TopicBlock, cells_for,
 };
+use crate::memory::pins::Pins;
 use crate::memory::ring::{NoRoom, Producer, Space};
 use crate::memory::shared::Shared;
 use crate::message::{EncodeError, Loans, ShmMessage, Wanted};
@@ -130,6 +132,10 @@ pub(crate) struct Outbox {
     budget: usize,
     /// Where its messages start in their records.
     starts: Starts,
+    /// Whether the receiver may hold more messages than the ring has cells for, which then grows if it can.
+    is_elastic: bool,
+    /// What the message refers to that was just archived, and is about to be published.
+    pins: Pins,
 }
 
 /// Why a message was not sent at once.
@@ -178,6 +184,8 @@ impl Outbox {
             most: parts.node.config().max_message,
             budget: parts.node.config().memory_limit / 8,
             starts: Starts::new(align, parts.node.config().timestamps),
+            is_elastic: false,
+            pins: Pins::default(),
             parts,
         }
     }
@@ -197,14 +205,16 @@ impl Outbox {
     /// [`SendError::Full`] where room will come when the receiver hands back; the others for good.
     #[inline(always)]
     pub(crate) fn try_send<T: ShmMessage>(&mut self, value: &T, to: To) -> Result<(), SendError> {
-        loop {
+        let error = loop {
             match self.send_now(value, to) {
                 Ok(()) => return Ok(()),
                 Err(Stop::Again) => {}
-                Err(Stop::Wait) => return Err(SendError::Full),
-                Err(Stop::Never(error)) => return Err(error),
+                Err(Stop::Wait) => break SendError::Full,
+                Err(Stop::Never(error)) => break error,
             }
-        }
+        };
+        self.pins.clear();
+        Err(error)
     }
 
     /// As [`try_send`](Self::try_send), waiting for room until the deadline, or for ever.
@@ -216,14 +226,19 @@ impl Outbox {
         wait: Wait,
         deadline: Option<Instant>,
     ) -> Result<(), SendError> {
-        loop {
+        let error = loop {
             match self.send_now(value, to) {
                 Ok(()) => return Ok(()),
                 Err(Stop::Again) => {}
-                Err(Stop::Wait) => self.wait_for_room(to, wait, deadline)?,
-                Err(Stop::Never(error)) => return Err(error),
+                Err(Stop::Wait) => match self.wait_for_room(to, wait, deadline) {
+                    Ok(()) => {}
+                    Err(error) => break error,
+                },
+                Err(Stop::Never(error)) => break error,
             }
-        }
+        };
+        self.pins.clear();
+        Err(error)
     }
 
     #[inline(always)]
@@ -246,9 +261,10 @@ impl Outbox {
         }
         if self.last == 1 && to.kind != Kind::Call {
             let mut stage = Stage::default();
-            let len = stage.encode(value, start)?;
+            let len = stage.encode(value, start, &mut self.pins)?;
             if start + len <= CELL {
-                if let Some(space) = self.ring.one().filter(|_| to.kind == Kind::Inline) {
+                let is_plain = to.kind == Kind::Inline && self.refers_to_nothing::<T>();
+                if let Some(space) = self.ring.one().filter(|_| is_plain) {
                     if self.starts.is_timed() {
                         stage.set_time(clock::now());
                     }
@@ -267,7 +283,7 @@ impl Outbox {
         }
         let capacity = space.bytes().saturating_sub(start);
         let mut loans = Loans::None;
-        let needed = encode_at(value, &space, start, &mut loans)?;
+        let needed = encode_at(value, &space, start, (&mut loans, &mut self.pins))?;
         if needed <= capacity && start <= space.bytes() {
             return self.publish_inline(&space, start, needed, to);
         }
@@ -325,11 +341,12 @@ impl Outbox {
         len: usize,
         to: To,
     ) -> Result<(), Stop> {
+        self.announce_pins()?;
         self.write_head(space, to);
         let record = (to.kind, len as u16, to.tag);
         let cells = cells_for(start, len);
         self.last = cells;
-        match self.ring.publish(space, record, cells, None) {
+        match self.publish(space, record, cells, None) {
             Ok(()) => self.signal(),
             Err(NoRoom) => self.publish_late(space, record, cells)?,
         }
@@ -356,7 +373,7 @@ impl Outbox {
     ) -> Result<(), Stop> {
         self.collect()?;
         // The cells that were written are still free, and what was written still stands.
-        if self.ring.publish(space, record, cells, None).is_err() {
+        if self.publish(space, record, cells, None).is_err() {
             return self.full();
         }
         self.signal();
@@ -367,10 +384,17 @@ impl Outbox {
     #[cold]
     fn full(&mut self) -> Result<(), Stop> {
         // The reserved cell is the last one: it can say where more cells are.
-        if self.parts.grows_when_full && self.grow(self.ring.cells())? {
-            return Err(Stop::Again);
+        let grown = match self.parts.grows_when_full || self.is_elastic {
+            true => self.grow(self.ring.cells()),
+            false => Ok(false),
+        };
+        match grown {
+            Ok(true) => Err(Stop::Again),
+            // Others may be handed back.
+            Err(SendError::Memory(_)) if self.is_elastic => Err(Stop::Wait),
+            Ok(false) => Err(Stop::Wait),
+            Err(error) => Err(error.into()),
         }
-        Err(Stop::Wait)
     }
 
     /// The message did not fit behind the reserved cell.
@@ -405,11 +429,12 @@ impl Outbox {
         let Ok(space) = space else {
             return self.send_large(value, needed, None, to);
         };
-        let written = encode_at(value, &space, start, &mut Loans::None)?;
+        let written = encode_at(value, &space, start, (&mut Loans::None, &mut self.pins))?;
         unchanged(written, needed)?;
+        self.announce_pins()?;
         self.write_head(&space, to);
         let record = (to.kind, needed as u16, to.tag);
-        if self.ring.publish(&space, record, cells, None).is_err() {
+        if self.publish(&space, record, cells, None).is_err() {
             // It would take the last free cells.
             return self.full();
         }

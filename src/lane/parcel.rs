@@ -14,12 +14,14 @@ use bytemuck::Pod;
 
 use super::Bulk;
 use super::outbox::{archive_around, unchanged};
+use super::pin::FOREIGN;
 use super::stage::Stage;
 use crate::error::SendError;
 use crate::link::node::Node;
 use crate::memory::arena::Block;
 use crate::memory::layout::{CELL, Kind, SegmentRef, Starts};
 use crate::memory::loan::{LoanBlock, loan_len};
+use crate::memory::pins::Pins;
 use crate::message::{EncodeError, Loans, ShmMessage, SlotWriter, Wanted, encode, layout_of};
 
 /// See the module.
@@ -28,6 +30,8 @@ pub(crate) struct Parcel {
     pub(super) packed: Packed,
     /// What it was archived around.
     loan: Option<LoanBlock>,
+    /// What it refers to.
+    pub(super) pins: Pins,
 }
 
 #[derive(Clone)]
@@ -46,6 +50,7 @@ impl Parcel {
         Parcel {
             packed: Packed::Cell(stage, size_of::<u64>() as u16),
             loan: None,
+            pins: Pins::default(),
         }
     }
 
@@ -110,32 +115,51 @@ impl Packer {
     ) -> Result<Parcel, SendError> {
         let start = Kind::Inline.start(self.starts);
         let mut stage = Stage::default();
-        let mut loans = Loans::None;
-        let noted = stage.encode_and_note(value, start, &mut loans);
+        let (mut loans, mut pins) = (Loans::None, Pins::default());
+        let noted = stage.encode_and_note(value, start, (&mut loans, &mut pins));
         let len = noted.map_err(refused)?;
         if start + len <= CELL {
-            return Ok(Parcel {
-                packed: Packed::Cell(stage, len as u16),
-                loan: None,
-            });
+            return self.parcel(Packed::Cell(stage, len as u16), None, pins);
         }
         self.check_size(len)?;
         let wanted = loans
             .into_wanted()
-            .map(|wanted| self.around(value, &wanted));
-        if let Some(parcel) = wanted.transpose()?.flatten() {
-            return Ok(parcel);
+            .map(|wanted| self.around(value, &wanted, &mut pins));
+        if let Some((packed, loan)) = wanted.transpose()?.flatten() {
+            return self.parcel(packed, Some(loan), pins);
         }
         let block = self.block(len, collect)?;
         // SAFETY: 1. and 2. the block is ours alone: it was just cut, or came back from its last receiver.
         let writer = unsafe { SlotWriter::new(block.start().as_ptr(), block.len()) };
+        // SAFETY: 1. a local that nobody else uses.
+        let writer = unsafe { writer.with_pins::<T>(&mut pins) };
         let written = encode(value, writer).map_err(refused)?;
         unchanged(written, len)?;
         let reference = block.reference(0, len);
-        Ok(Parcel {
-            packed: Packed::Block(block, reference),
-            loan: None,
-        })
+        self.parcel(Packed::Block(block, reference), None, pins)
+    }
+
+    /// A message that was archived, around that, and refers to these pins.
+    #[inline]
+    fn parcel(
+        &self,
+        packed: Packed,
+        loan: Option<LoanBlock>,
+        pins: Pins,
+    ) -> Result<Parcel, SendError> {
+        let mut blocks = pins.iter().map(|pin| pin.block());
+        let is_ours = blocks.all(|block| block.is_of(self.node.arena()));
+        drop(blocks);
+        match is_ours {
+            true => Ok(Parcel { packed, loan, pins }),
+            false => {
+                // Nobody is given it.
+                loan.iter().for_each(LoanBlock::unclaim);
+                Err(SendError::Encode {
+                    what: FOREIGN.to_owned(),
+                })
+            }
+        }
     }
 
     fn check_size(&self, bytes: usize) -> Result<(), SendError> {
@@ -151,18 +175,19 @@ impl Packer {
         &self,
         value: &T,
         wanted: &Wanted,
-    ) -> Result<Option<Parcel>, SendError> {
+        pins: &mut Pins,
+    ) -> Result<Option<(Packed, LoanBlock)>, SendError> {
         let Wanted { loan, .. } = wanted;
         // A loan of another bus is copied like any other elements: its memory is no peer's of ours.
         if !loan.block().is_of(self.node.arena()) || !loan.claim() {
             return Ok(None);
         }
-        let around = archive_around(value, wanted).map_err(refused);
+        let around = archive_around(value, wanted, pins).map_err(refused);
         match around {
-            Ok(Some(reference)) if (reference.len as usize) <= self.most => Ok(Some(Parcel {
-                packed: Packed::Block(loan.block().clone(), reference),
-                loan: Some(loan.clone()),
-            })),
+            Ok(Some(reference)) if (reference.len as usize) <= self.most => {
+                let packed = Packed::Block(loan.block().clone(), reference);
+                Ok(Some((packed, loan.clone())))
+            }
             // No room around it, or too large with it: then its elements are copied, or refused as such.
             other => {
                 loan.unclaim();

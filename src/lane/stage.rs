@@ -6,6 +6,7 @@
 use std::ptr::NonNull;
 
 use crate::memory::layout::{CELL, HEADER};
+use crate::memory::pins::Pins;
 use crate::memory::ring::Space;
 use crate::message::{EncodeError, Loans, ShmMessage, SlotWriter, encode};
 
@@ -19,17 +20,20 @@ use crate::message::{EncodeError, Loans, ShmMessage, SlotWriter, encode};
 pub(super) struct Stage([u64; CELL / 8]);
 
 impl Stage {
-    /// Archives a value at `start`; returns how many bytes it needs there.
+    /// Archives a value at `start`, and notes which pins it refers to; returns how many bytes it needs there.
     #[inline(always)]
     pub(super) fn encode<T: ShmMessage>(
         &mut self,
         value: &T,
         start: usize,
+        pins: &mut Pins,
     ) -> Result<usize, EncodeError> {
         let base = self.0.as_mut_ptr().cast::<u8>().wrapping_add(start);
         // SAFETY: 1. and 2. so many bytes of our own are left there, and `self` is not used
         // meanwhile.
         let writer = unsafe { SlotWriter::new(base, CELL.saturating_sub(start)) };
+        // SAFETY: 1. it is borrowed for longer than the writer lives.
+        let writer = unsafe { writer.with_pins::<T>(pins) };
         encode(value, writer)
     }
 
@@ -38,13 +42,15 @@ impl Stage {
         &mut self,
         value: &T,
         start: usize,
-        loans: &mut Loans,
+        (loans, pins): (&mut Loans, &mut Pins),
     ) -> Result<usize, EncodeError> {
         let base = self.0.as_mut_ptr().cast::<u8>().wrapping_add(start);
         // SAFETY: 1. and 2. as in `encode`.
         let writer = unsafe { SlotWriter::new(base, CELL.saturating_sub(start)) };
         // SAFETY: 1. it is borrowed for longer than the writer lives.
-        encode(value, unsafe { writer.with_loans(loans) })
+        let writer = unsafe { writer.with_loans(loans) };
+        // SAFETY: 1. as above.
+        encode(value, unsafe { writer.with_pins::<T>(pins) })
     }
 
     /// Writes a word at `start`, in place of a message.
@@ -74,13 +80,15 @@ pub(super) fn encode_at<T: ShmMessage>(
     value: &T,
     space: &Space,
     offset: usize,
-    loans: &mut Loans,
+    (loans, pins): (&mut Loans, &mut Pins),
 ) -> Result<usize, EncodeError> {
     let base = space.start().as_ptr().wrapping_add(offset);
     // SAFETY: 1. and 2. the bytes lie in free cells of ours, which nobody reads.
     let writer = unsafe { SlotWriter::new(base, space.bytes().saturating_sub(offset)) };
     // SAFETY: 1. it is borrowed for longer than the writer lives.
     let writer = unsafe { writer.with_loans(loans) };
+    // SAFETY: 1. as above.
+    let writer = unsafe { writer.with_pins::<T>(pins) };
     encode(value, writer)
 }
 

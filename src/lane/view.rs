@@ -15,10 +15,12 @@ use rkyv::util::AlignedVec;
 
 use super::Inbox;
 use super::inbox::{Message, Received};
+use super::opened::{Incoming, Sealed, Within};
+use crate::link::pins::Hold;
 use crate::memory::layout::CELL;
 use crate::memory::ring::HandBack;
 use crate::memory::segment::PeerSegment;
-use crate::message::{CodecError, ShmMessage, to_owned};
+use crate::message::{CodecError, ShmMessage, layout_of, may_refer, to_owned};
 use crate::sys::clock;
 
 /// Whether a record is worth handing back at once: a block is large, and warm in the caches; and what takes
@@ -153,6 +155,8 @@ impl<T: ShmMessage> View<'_, T> {
     /// assert_eq!(thread.join().expect("the thread does not panic"), 3);
     /// # Ok(()) }
     /// ```
+    /// A small one that may refer to a [`Pinned`](crate::Pinned) one is copied, too, and handed back only with
+    /// the copy: until then, it is what keeps the pin.
     pub fn keep(self) -> Kept<T> {
         let archived = NonNull::from(self.archived);
         let held = ManuallyDrop::new(self.held);
@@ -190,6 +194,14 @@ impl<T: ShmMessage> View<'_, T> {
     }
 }
 
+impl<T: ShmMessage> Incoming for View<'_, T> {}
+
+impl<T: ShmMessage> Sealed for View<'_, T> {
+    fn within(&self) -> Within<'_> {
+        Within::of_inbox(self.held.bytes, self.held.inbox)
+    }
+}
+
 impl<T: ShmMessage> Deref for View<'_, T> {
     type Target = T::Archived;
 
@@ -205,13 +217,23 @@ impl<T: ShmMessage<Archived: fmt::Debug>> fmt::Debug for View<'_, T> {
     }
 }
 
+/// A record that is kept beyond its port: handed back when dropped.
+struct Record {
+    back: Arc<HandBack>,
+    cell: u16,
+    cells: u16,
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.back.release_kept(self.cell, self.cells);
+    }
+}
+
 #[allow(dead_code)] // held for their drop
 enum Store {
-    Lent {
-        back: Arc<HandBack>,
-        cell: u16,
-        _segment: Arc<PeerSegment>,
-    },
+    // In this order: the memory is the sender's again when the record is handed back.
+    InPlace(Record, Arc<PeerSegment>),
     Copied(AlignedVec<NARROW>),
     CopiedWide(AlignedVec<CELL>),
 }
@@ -227,14 +249,6 @@ fn copy<const ALIGN: usize>(bytes: &[u8]) -> (AlignedVec<ALIGN>, NonNull<u8>) {
     (copy, start)
 }
 
-impl Drop for Store {
-    fn drop(&mut self) {
-        if let Store::Lent { back, cell, .. } = self {
-            back.release_kept(*cell);
-        }
-    }
-}
-
 /// A message that was kept: outlives its port, its link and its peer, and goes to any thread.
 ///
 /// Dereferences to the archived type, like the [`View`] it came from. What it keeps of the
@@ -244,6 +258,17 @@ pub struct Kept<T: ShmMessage> {
     number: u64,
     published: u64,
     _store: Store,
+    /// Where the message may refer to pins. Others are not to be larger for it.
+    pins: Option<Box<Following>>,
+}
+
+/// What is needed to follow a kept message to its pins.
+struct Following {
+    /// All bytes of the message, in its store.
+    bytes: NonNull<[u8]>,
+    hold: Arc<Hold>,
+    /// Of a message that was copied: until it is handed back, its sender keeps the pins.
+    _record: Option<Record>,
 }
 
 // SAFETY: a `Kept` is a shared reference to the archived value and what keeps its memory, which is
@@ -281,19 +306,25 @@ impl<T: ShmMessage> Kept<T> {
         segment: Option<Arc<PeerSegment>>,
     ) -> Kept<T> {
         let published = inbox.published(cell, segment.is_some());
-        if let Some(segment) = segment {
+        let holds_pins = may_refer::<T>() && layout_of::<T>().holds_pins;
+        let hold = holds_pins.then(|| inbox.hold());
+        let record = |inbox: &Inbox| {
             let back = inbox.back().clone();
-            back.keep();
-            let store = Store::Lent {
-                back,
-                cell,
-                _segment: segment,
+            back.keep(cells);
+            Record { back, cell, cells }
+        };
+        if let Some(segment) = segment {
+            let follow = |hold| Following {
+                bytes,
+                hold,
+                _record: None,
             };
             return Kept {
                 archived,
                 number,
                 published,
-                _store: store,
+                _store: Store::InPlace(record(inbox), segment),
+                pins: hold.map(follow).map(Box::new),
             };
         }
         // SAFETY: by 2. the record is still held, and its range was checked.
@@ -305,7 +336,15 @@ impl<T: ShmMessage> Kept<T> {
             let (copy, start) = copy(original);
             (Store::CopiedWide(copy), start)
         };
-        inbox.hand_back(cell, is_large(cells, false));
+        let follow = |hold| Following {
+            bytes: NonNull::slice_from_raw_parts(start, bytes.len()),
+            hold,
+            _record: Some(record(inbox)),
+        };
+        let pins = hold.map(follow).map(Box::new);
+        if pins.is_none() {
+            inbox.hand_back(cell, is_large(cells, false));
+        }
         let offset = archived.addr().get() - bytes.cast::<u8>().addr().get();
         // SAFETY: by 1. the root lies so many bytes behind the start, in the copy as in the original;
         // relative pointers are the same in both, and so is alignment, up to that of the lane's
@@ -316,6 +355,7 @@ impl<T: ShmMessage> Kept<T> {
             number,
             published,
             _store: store,
+            pins,
         }
     }
 
@@ -336,6 +376,17 @@ impl<T: ShmMessage> Kept<T> {
     /// How many messages came before it on its lane; see [`View::sequence`].
     pub fn sequence(&self) -> u64 {
         self.number
+    }
+}
+
+impl<T: ShmMessage> Incoming for Kept<T> {}
+
+impl<T: ShmMessage> Sealed for Kept<T> {
+    fn within(&self) -> Within<'_> {
+        match &self.pins {
+            Some(pins) => Within::of_kept(pins.bytes, &pins.hold),
+            None => Within::nothing(),
+        }
     }
 }
 

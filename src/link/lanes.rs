@@ -15,6 +15,7 @@
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::line::{LaneId, Line};
 use crate::memory::ring::Producer;
@@ -30,10 +31,10 @@ pub(crate) type Estate = Vec<Arc<dyn Any + Send + Sync>>;
 #[derive(Default)]
 pub(super) struct Lanes {
     entries: HashMap<LaneId, Entry>,
-    /// How many lanes are used by ports of ours.
+    /// How many lanes are used by ports of ours, and how many hold what came on them.
     used: usize,
-    /// The peer looks at nothing any more.
-    is_free: bool,
+    /// The peer looks at nothing any more: also to be seen without the lock that stands before this book.
+    is_free: Arc<AtomicBool>,
 }
 
 /// A lane, from its opening until nobody looks at it any more.
@@ -67,7 +68,8 @@ impl Lanes {
             return false;
         }
         self.used += 1;
-        if !self.is_free {
+        // Relaxed: under the lock under which it is set.
+        if !self.is_free.load(Ordering::Relaxed) {
             let entry = Entry {
                 line,
                 sends,
@@ -87,7 +89,21 @@ impl Lanes {
         self.entries.len() >= MOST_LANES
     }
 
-    /// True while a port of ours uses a lane.
+    /// Set once the peer looks at nothing any more.
+    pub(super) fn is_free(&self) -> &Arc<AtomicBool> {
+        &self.is_free
+    }
+
+    /// Counts one more who looks at what came on a lane, and is no port.
+    pub(super) fn hold(&mut self) {
+        self.used += 1;
+    }
+
+    pub(super) fn unhold(&mut self) {
+        self.used -= 1;
+    }
+
+    /// True while a port of ours uses a lane, or what came on one is held that may refer to more.
     pub(super) fn is_used(&self) -> bool {
         self.used > 0
     }
@@ -139,7 +155,8 @@ impl Lanes {
 
     /// The peer looks at nothing any more, and never will.
     pub(super) fn free(&mut self) -> Vec<Freed> {
-        self.is_free = true;
+        // SYNC(free): Release; pairs with Acquire in `Book::is_back`. Whoever sees it uses again what the peer read.
+        self.is_free.store(true, Ordering::Release);
         let all = std::mem::take(&mut self.entries);
         all.into_values().map(|entry| Freed(Some(entry))).collect()
     }
@@ -243,6 +260,7 @@ mod tests {
     fn when_the_peer_is_gone_everything_returns_and_ports_are_still_counted() {
         let mut bench = bench(true);
         drop(bench.lanes.free());
+        assert!(bench.lanes.is_free().load(Ordering::Acquire));
         assert!(!bench.is_in_use());
         assert!(bench.lanes.is_used());
         bench.step(0);

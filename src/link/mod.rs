@@ -4,7 +4,7 @@
 //!   peer that does not read.
 //! - [`rings`]: how tasks of the other side are woken.
 //! - [`lanes`], [`doors`]: what lies in our memory for the peer to look at; [`presence`]: what we
-//!   look at in its memory.
+//!   look at in its memory; [`pins`]: of both, what messages refer to.
 //! - [`node`]: what one open bus has: its arena, its links, its ports, its quiet thread.
 //! - [`place`]: the directory of a bus: names, locks, sockets; [`member`], [`topics`]: who takes part in a
 //!   topic, and who learns of it.
@@ -33,6 +33,7 @@ pub(crate) mod member;
 pub(crate) mod node;
 pub(crate) mod offer;
 mod outgoing;
+pub(crate) mod pins;
 pub(crate) mod place;
 mod presence;
 mod rings;

@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::offer::Port;
+use super::pins::Board;
 use super::place::{Owner, Place};
 use super::topics::Topics;
 use super::wire::Control;
@@ -75,6 +76,7 @@ pub(crate) struct Node {
     arena: Arc<Arena>,
     pub(super) epoll: Arc<Epoll>,
     due: Arc<Due>,
+    pins: Arc<Board>,
     quits: AtomicBool,
     next_token: AtomicU64,
     links: Mutex<HashMap<u64, Arc<Link>>>,
@@ -111,6 +113,7 @@ impl Node {
         epoll
             .add(due.event.fd(), EVENT)
             .map_err(OpenError::system("watch an eventfd"))?;
+        let due = Arc::new(due);
         let node = Arc::new_cyclic(|weak: &Weak<Node>| {
             let weak = weak.clone();
             let on_retire = Box::new(move |id| {
@@ -129,7 +132,8 @@ impl Node {
                     on_retire,
                 ),
                 epoll,
-                due: Arc::new(due),
+                pins: Board::new(&due, origin),
+                due,
                 quits: AtomicBool::new(false),
                 next_token: AtomicU64::new(FIRST_LINK),
                 links: Mutex::default(),
@@ -222,6 +226,11 @@ impl Node {
     /// What the quiet thread is to do for ports of tasks.
     pub(crate) fn due(&self) -> &Arc<Due> {
         &self.due
+    }
+
+    /// Which pins of ours are lent.
+    pub(crate) fn pins(&self) -> &Arc<Board> {
+        &self.pins
     }
 
     #[inline(always)]
@@ -401,6 +410,7 @@ impl Node {
         self.epoll.remove(link.socket().as_fd());
         let gone = lock(&self.links).remove(&link.token());
         drop(gone);
+        self.pins.sweep();
     }
 
     /// Has every port end once it has received what was sent.

@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::lock;
+use super::pins::Known;
 use crate::error::Fault;
 use crate::memory::segment::PeerSegment;
 use crate::sync::{AtomicU64, Ordering};
@@ -24,6 +25,8 @@ const MOST_SEGMENTS: u64 = 4096;
 pub(super) struct Mapped {
     segments: RwLock<HashMap<u64, Arc<PeerSegment>>>,
     presence: Mutex<Option<Arc<Presence>>>,
+    /// What of them was validated.
+    pub(super) known_pins: Mutex<Known>,
 }
 
 /// Lives as long as anything of the peer's is mapped, or may yet be.
@@ -68,6 +71,7 @@ impl Mapped {
         Mapped {
             segments: RwLock::default(),
             presence: Mutex::new(Some(Arc::new(presence))),
+            known_pins: Mutex::new(Known::new(Known::OF_LINK)),
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use rkyv::Archive;
 
 use super::{Describe, ShmMessage};
-use crate::schema::Schema;
+use crate::schema::{Kind, Schema};
 
 /// What the bus must know of a message type.
 #[derive(Debug)]
@@ -22,6 +22,9 @@ pub struct Layout {
     pub(crate) root_size: usize,
     /// Whether values of the type can be nested in themselves, and so too deep.
     pub(crate) recursive: bool,
+    /// Whether a value may refer to pins, which its record then lends.
+    #[allow(dead_code, reason = "used by the floors above")]
+    pub(crate) holds_pins: bool,
     /// Where each field lies.
     pub(crate) schema: Schema,
 }
@@ -34,6 +37,10 @@ impl Layout {
             align: schema.max_align().max(8),
             root_size: size_of::<<T as Archive>::Archived>(),
             recursive: schema.is_recursive(),
+            holds_pins: schema
+                .types()
+                .iter()
+                .any(|ty| matches!(ty.kind, Kind::Pinned { .. })),
             schema,
         }
     }

@@ -44,7 +44,7 @@ use layout::Layouts;
 )]
 pub(crate) use layout::{Layout, layout_of};
 pub use writer::{InPlace, MAX_MESSAGE, SlotWriter};
-pub(crate) use writer::{Loans, Wanted};
+pub(crate) use writer::{Loans, Wanted, may_refer};
 
 use crate::schema::Schema;
 

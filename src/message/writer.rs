@@ -5,12 +5,15 @@
 #![allow(unsafe_code)]
 
 use std::ptr;
+use std::sync::Arc;
 
 use rkyv::rancor::Strategy;
 use rkyv::ser::{Positional, Serializer, Writer};
 
+use super::ShmMessage;
 use super::codec::CodecError;
 use crate::memory::loan::LoanBlock;
+use crate::memory::pins::{PinBlock, Pins};
 
 /// The longest message, in bytes: 1 GiB.
 ///
@@ -52,6 +55,15 @@ pub struct SlotWriter {
     ///
     /// 3. Valid, and used by nobody else, for as long as the writer is used.
     loans: Option<ptr::NonNull<Loans>>,
+    /// What is noted of pins, with whoever publishes the message. As 3.
+    pins: Option<ptr::NonNull<Pins>>,
+}
+
+/// Whether a value may refer to a pin, as far as the compiler knows: a type without pointers and pins has nothing
+/// to resolve.
+#[inline(always)]
+pub(crate) const fn may_refer<T: ShmMessage>() -> bool {
+    size_of::<T::Resolver>() != 0
 }
 
 /// What is known of elements that were filled in place.
@@ -106,6 +118,7 @@ impl SlotWriter {
             capacity: capacity.min(MAX_MESSAGE),
             pos: 0,
             loans: None,
+            pins: None,
         }
     }
 
@@ -117,6 +130,7 @@ impl SlotWriter {
             capacity: 0,
             pos: 0,
             loans: None,
+            pins: None,
         }
     }
 
@@ -148,6 +162,22 @@ impl SlotWriter {
     #[inline(always)]
     pub(crate) unsafe fn with_loans(mut self, loans: &mut Loans) -> Self {
         self.loans = Some(ptr::NonNull::from(loans));
+        self
+    }
+
+    /// Has the writer note there which pins it meets in a `T`, and nothing else be noted there.
+    ///
+    /// # Safety
+    ///
+    /// 1. `pins` is not touched until the writer was last used.
+    #[inline(always)]
+    pub(crate) unsafe fn with_pins<T: ShmMessage>(mut self, pins: &mut Pins) -> Self {
+        if !may_refer::<T>() {
+            debug_assert!(pins.is_empty(), "left by a message that was not sent");
+            return self;
+        }
+        pins.clear();
+        self.pins = Some(ptr::NonNull::from(pins));
         self
     }
 
@@ -195,6 +225,10 @@ pub trait InPlace {
     /// nothing was written behind them; they are then passed over.
     #[doc(hidden)]
     fn in_place(&mut self, loan: &LoanBlock) -> Option<usize>;
+
+    /// Has the message lend a pin, which it refers to. False where nobody would keep the pin for it.
+    #[doc(hidden)]
+    fn lend(&mut self, pin: &Arc<PinBlock>) -> bool;
 }
 
 impl InPlace for SlotWriter {
@@ -220,12 +254,26 @@ impl InPlace for SlotWriter {
             _ => None,
         }
     }
+
+    fn lend(&mut self, pin: &Arc<PinBlock>) -> bool {
+        let Some(mut pins) = self.pins else {
+            return false;
+        };
+        // SAFETY: invariant 3, for pins.
+        unsafe { pins.as_mut() }.note(pin);
+        true
+    }
 }
 
 impl<W: InPlace, A, S, E> InPlace for Strategy<Serializer<W, A, S>, E> {
     #[inline(always)]
     fn in_place(&mut self, loan: &LoanBlock) -> Option<usize> {
         self.writer.in_place(loan)
+    }
+
+    #[inline(always)]
+    fn lend(&mut self, pin: &Arc<PinBlock>) -> bool {
+        self.writer.lend(pin)
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::contract::Contract;
 use crate::error::{ConnectError, OpenError};
-use crate::lane::{Board, Inbox, Near, Outbox, complete, offer_end};
+use crate::lane::{Board, Form, Inbox, Near, Outbox, complete, offer_end};
 use crate::link::node::{Node, Reach};
 use crate::link::wire::{Control, Refusal};
 use crate::link::{Answer, HANDSHAKE, LaneId, Line, Link};
@@ -255,12 +255,17 @@ impl Opening {
         };
         let aligns = contract.aligns();
         let joined = complete(node, &link, (&line, id), near, &theirs, aligns, false);
-        let (outbox, inbox) = joined.map_err(|fault| {
+        let (outbox, mut inbox) = joined.map_err(|fault| {
             link.die(Some(fault));
             lost(&link)
         })?;
+        if let Some(inbox) = &mut inbox {
+            inbox.set_prompt(contract.holds_pins().1);
+        }
+        let mut outbox = outbox.ok_or_else(|| lost(&link))?;
+        outbox.set_elastic(contract.form() == Form::Call && contract.holds_pins().0);
         Ok(Connected {
-            outbox: outbox.ok_or_else(|| lost(&link))?,
+            outbox,
             inbox,
             closer,
             sleeper,

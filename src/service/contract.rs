@@ -77,6 +77,15 @@ impl Contract {
         )
     }
 
+    /// Whether what the port receives may refer to pins, and whether any of what it answers with may.
+    pub(crate) fn holds_pins(&self) -> (bool, bool) {
+        let mut answers = self.answers.iter();
+        (
+            self.request.holds_pins,
+            answers.any(|layout| layout.holds_pins),
+        )
+    }
+
     /// By which the two sides compare their contracts.
     pub(crate) fn types(&self) -> Types {
         Types {

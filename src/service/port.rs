@@ -210,9 +210,10 @@ impl HubPort {
         let (received, sent) = self.contract.aligns();
         let near = offered.near;
         let (outbox, inbox) = complete(node, link, (&line, id), near, end, (sent, received), true)?;
-        let inbox = inbox.ok_or(Fault::Control {
+        let mut inbox = inbox.ok_or(Fault::Control {
             what: "a lane that sends nothing",
         })?;
+        inbox.set_prompt(self.contract.holds_pins().0);
         if !link.add_lane(id, line, offered.estate, self.contract.replies()) {
             return Err(Fault::Control {
                 what: "a lane whose number is in use",

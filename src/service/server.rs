@@ -18,7 +18,9 @@ use super::scope;
 use super::trace::Answering;
 use crate::bus::Shared as BusShared;
 use crate::error::{ConnectError, Fault, ReceiveError, SendError};
-use crate::lane::{Held, Inbox, Message, Outbox, Received, Role, To, View};
+use crate::lane::{
+    Held, Inbox, Incoming, Message, Outbox, Received, Role, Sealed, To, View, Within,
+};
 use crate::link::offer::Offer;
 use crate::memory::layout::{Envelope, MOST_OPEN};
 use crate::message::{ShmMessage, ShmRequest};
@@ -554,6 +556,14 @@ fn hoards(outbox: &Outbox) {
     let link = outbox.link();
     let hoarding = Fault::Hoarding { cells: MOST_HELD };
     link.die(Some(link.deafness().unwrap_or(hoarding)));
+}
+
+impl<R: ShmRequest> Incoming for Call<'_, R> {}
+
+impl<R: ShmRequest> Sealed for Call<'_, R> {
+    fn within(&self) -> Within<'_> {
+        self.view().within()
+    }
 }
 
 impl<R: ShmRequest> Deref for Call<'_, R> {

@@ -430,7 +430,7 @@ fn no_room_is_missed_by_two() {
         });
         let threads = records.map(|cell| {
             let back = lane.consumer.back().clone();
-            spawn(move || back.release_kept(cell))
+            spawn(move || back.release_kept(cell, 1))
         });
         wait_until_all_is_back(&mut lane.producer, &lane.sender, &bed.sleeper);
         bed.end(threads);

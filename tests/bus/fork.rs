@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use shmbus::{
-    AsyncClient, Bus, CallError, Client, ReceiveError, Receiver, SendError, Sender, Server,
-    ShmMessage,
+    AsyncClient, Bus, CallError, Client, PinError, Pinned, ReceiveError, Receiver, SendError,
+    Sender, Server, ShmMessage, View,
 };
 
 use crate::support::{Answer, Ask, Child, Dir, answer, check_call, name, open, tell, together};
@@ -311,6 +311,56 @@ pub(crate) fn forks_with_tasks() {
     tell("good");
 }
 
+#[derive(ShmMessage)]
+struct Refer {
+    document: Pinned<Answer>,
+}
+
+/// A part: opens, pins and drops in a forked child, which harms nothing in the parent.
+pub(crate) fn forks_with_pins() {
+    let (there, here) = (open("pins"), open("pins"));
+    let mut receiver = here.receiver::<Refer>("all").expect("nobody else does");
+    let mut sender = there.sender::<Refer>("all").expect("a receiver is there");
+    let answer = Answer {
+        text: "x".repeat(500_000),
+        ..Answer::default()
+    };
+    let mut pin = Some(there.pin(&answer).expect("there is memory"));
+    let refer = Refer {
+        document: pin.clone().expect("it is there"),
+    };
+    for _ in 0..2 {
+        sender.send(&refer).expect("there is room");
+    }
+    drop(refer);
+    let first = receiver.next().expect("not forked").expect("it was sent");
+    let mut kept = Some(first.keep());
+    let view = receiver.next().expect("not forked").expect("it was sent");
+    // Known, and not to be looked at there all the same.
+    let len = |view: &View<'_, Refer>| view.document.open(view).expect("it is kept").text.len();
+    assert_eq!(len(&view), answer.text.len());
+    let end = in_fork(|| {
+        let is_forked = |error: Option<PinError>| error == Some(PinError::Forked);
+        let taken = kept.take().expect("it is there");
+        let checks = [
+            is_forked(view.document.open(&view).err()),
+            is_forked(taken.document.open(&taken).err()),
+            matches!(there.pin(&answer), Err(SendError::Forked)),
+        ];
+        drop((taken, pin.take()));
+        checks.iter().position(|c| !c).map_or(0, |n| n as i32 + 1)
+    });
+    assert_eq!(end, 0, "pins");
+    let kept = kept.expect("only the child dropped it");
+    assert_eq!(len(&view), answer.text.len());
+    let opened = kept.document.open(&kept).expect("it is kept");
+    assert_eq!(opened.text.len(), answer.text.len());
+    drop(opened);
+    drop((view, kept, pin));
+    assert!(there.memory().1 < 500_000);
+    tell("good");
+}
+
 /// A part: a forked child has nothing of a loan, and dropping it there takes nothing from others.
 pub(crate) fn forks_with_a_loan() {
     const LEN: usize = 8 << 20;
@@ -414,6 +464,12 @@ fn a_forked_child_takes_no_lock_of_its_parents() {
 fn a_forked_child_has_no_newest_values() {
     let _together = together();
     run("forks-with-newest-values");
+}
+
+#[test]
+fn a_forked_child_has_nothing_of_a_pin() {
+    let _together = together();
+    run("forks-with-pins");
 }
 
 #[test]

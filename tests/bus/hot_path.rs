@@ -7,7 +7,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::os::unix::process::ExitStatusExt;
 
-use shmbus::{Client, Server, Wait};
+use shmbus::{Bus, Client, Pinned, Server, ShmMessage, Wait};
 
 use crate::support::{Answer, Ask, Child, alone, name, open};
 
@@ -94,6 +94,64 @@ fn warm_calls_allocate_nothing() {
     assert_eq!(theirs, 0, "allocations of the server");
 }
 
+/// A request that refers to what was sent before.
+#[derive(ShmMessage)]
+#[shm(service = "ask-of", reply = Answer)]
+struct AskOf {
+    document: Pinned<Answer>,
+    id: u64,
+}
+
+fn call_of(client: &Client<AskOf>, ask: &mut AskOf, times: u64) {
+    for _ in 0..times {
+        ask.id += 1;
+        let reply = client.call(ask).expect("the server answers");
+        assert!(reply.id == ask.id);
+    }
+}
+
+fn serve_of(server: &mut Server<AskOf>, reply: &mut Answer, times: u64) {
+    for _ in 0..times {
+        let call = server.next().expect("not forked").expect("a call comes");
+        assert_eq!(
+            call.document.open(&call).expect("it is kept").text.len(),
+            24
+        );
+        reply.id = call.id.to_native();
+        call.reply(reply).expect("the reply fits");
+    }
+}
+
+fn ask_of(bus: &Bus) -> AskOf {
+    let document = bus.pin(&reply()).expect("there is memory");
+    AskOf { document, id: 0 }
+}
+
+#[test]
+fn warm_calls_that_refer_to_a_pin_allocate_nothing() {
+    let _alone = alone();
+    let bus = open(&name("allocations-pins"));
+    let mut server = bus.server::<AskOf>().expect("nobody else serves");
+    server.set_wait(Wait::Spin);
+    let serving = std::thread::spawn(move || {
+        let mut reply = reply();
+        serve_of(&mut server, &mut reply, WARM);
+        let before = ALLOCATIONS.get();
+        serve_of(&mut server, &mut reply, CALLS);
+        ALLOCATIONS.get() - before
+    });
+    let mut client = bus.client::<AskOf>().expect("a server is there");
+    client.set_wait(Wait::Spin);
+    let mut ask = ask_of(&bus);
+    call_of(&client, &mut ask, WARM);
+    let before = ALLOCATIONS.get();
+    call_of(&client, &mut ask, CALLS);
+    let ours = ALLOCATIONS.get() - before;
+    assert_eq!(ours, 0, "allocations of the client");
+    let theirs = serving.join().expect("the server does not panic");
+    assert_eq!(theirs, 0, "allocations of the server");
+}
+
 #[test]
 fn allocations_are_counted() {
     let before = ALLOCATIONS.get();
@@ -162,6 +220,31 @@ pub(crate) fn client(bus: &str, wait: &str) {
     done();
 }
 
+/// As [`client`], with a pin.
+pub(crate) fn client_of(bus: &str) {
+    let bus = open(bus);
+    let mut client = bus.client::<AskOf>().expect("a server is there");
+    client.set_wait(Wait::Spin);
+    let mut ask = ask_of(&bus);
+    call_of(&client, &mut ask, WARM);
+    forbid_system_calls();
+    call_of(&client, &mut ask, CALLS);
+    done();
+}
+
+/// As [`server`], with a pin.
+pub(crate) fn server_of(bus: &str) {
+    let bus = open(bus);
+    let mut server = bus.server::<AskOf>().expect("nobody else serves");
+    server.set_wait(Wait::Spin);
+    crate::support::tell("ready");
+    let mut reply = reply();
+    serve_of(&mut server, &mut reply, WARM);
+    forbid_system_calls();
+    serve_of(&mut server, &mut reply, CALLS);
+    done();
+}
+
 /// A part: answers warm, then without the kernel.
 pub(crate) fn server(bus: &str) {
     let bus = open(bus);
@@ -182,6 +265,18 @@ fn warm_calls_make_no_system_call() {
     let mut server = Child::start("hot-server", &[&name]);
     assert_eq!(server.hear(), "ready");
     let mut client = Child::start("hot-client", &[&name, "spin"]);
+    assert_eq!(client.end().code(), Some(DONE), "the client");
+    assert_eq!(server.end().code(), Some(DONE), "the server");
+    sweep(&name);
+}
+
+#[test]
+fn warm_calls_that_refer_to_a_pin_make_no_system_call() {
+    let _alone = alone();
+    let name = name("system-calls-pins");
+    let mut server = Child::start("hot-server-of", &[&name]);
+    assert_eq!(server.hear(), "ready");
+    let mut client = Child::start("hot-client-of", &[&name]);
     assert_eq!(client.end().code(), Some(DONE), "the client");
     assert_eq!(server.end().code(), Some(DONE), "the server");
     sweep(&name);

@@ -16,6 +16,7 @@ mod leftovers;
 mod lifetimes;
 mod one_writer;
 mod panics;
+mod pinned;
 mod places;
 mod race;
 mod room;
@@ -42,6 +43,8 @@ fn child() {
     match role.as_str() {
         "forbidden" => hot_path::forbidden(),
         "hot-client" => hot_path::client(arguments[0], arguments[1]),
+        "hot-client-of" => hot_path::client_of(arguments[0]),
+        "hot-server-of" => hot_path::server_of(arguments[0]),
         "hot-server" => hot_path::server(arguments[0]),
         "echo" => conversation::echo(arguments[0]),
         "inherits" => conversation::inherits(),
@@ -52,6 +55,7 @@ fn child() {
         "forks-with-newest-values" => fork::forks_with_newest_values(),
         "forks-with-tasks" => fork::forks_with_tasks(),
         "forks-with-a-loan" => fork::forks_with_a_loan(),
+        "forks-with-pins" => fork::forks_with_pins(),
         "serves-and-forks" => fork::serves_and_forks(arguments[0]),
         "racer" => race::racer(arguments[0]),
         "holder" => one_writer::holder(arguments[0]),
@@ -74,6 +78,8 @@ fn child() {
         "shares-state" => latest::shares_state(),
         "tells-a-set" => wait_set::processes::tells_a_set(arguments[0]),
         "forks-with-a-set" => wait_set::processes::forks_with_a_set(),
+        "edits" => pinned::ends::edits(arguments[0]),
+        "holds-requests" => pinned::ends::holds_requests(arguments[0]),
         other => panic!("no such part: {other}"),
     }
 }

@@ -41,6 +41,7 @@ pub fn row(types: &[TypeDef], ty: &TypeDef) -> Result<(), &'static str> {
         Kind::BTreeMap { .. } | Kind::BTreeSet { .. } => (8, true),
         Kind::HashMap { .. } | Kind::HashSet { .. } => (12, true),
         Kind::Box { .. } => (4, true),
+        Kind::Pinned { .. } => (32, ty.align == 8),
         Kind::Option { item } => {
             let item = child(*item);
             (item.align.saturating_add(item.size), item.align <= ty.align)

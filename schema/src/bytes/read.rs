@@ -151,6 +151,9 @@ impl<'a> In<'a> {
             },
             16 => Kind::BTreeSet { key: self.child()? },
             17 => Kind::Opaque { name: self.name()? },
+            18 => Kind::Pinned {
+                item: self.child()?,
+            },
             value => {
                 return Err(SchemaError::Unknown {
                     what: "kind of type",

@@ -56,7 +56,8 @@ impl Out {
             Kind::Vec { item }
             | Kind::Box { item }
             | Kind::BoxedSlice { item }
-            | Kind::Option { item } => self.child(*item),
+            | Kind::Option { item }
+            | Kind::Pinned { item } => self.child(*item),
             Kind::Array { item, len } => {
                 self.child(*item);
                 self.u32(*len);
@@ -112,5 +113,6 @@ fn tag(kind: &Kind) -> u8 {
         Kind::BTreeMap { .. } => 15,
         Kind::BTreeSet { .. } => 16,
         Kind::Opaque { .. } => 17,
+        Kind::Pinned { .. } => 18,
     }
 }

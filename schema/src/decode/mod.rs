@@ -219,6 +219,14 @@ impl<'a> Reader<'a> {
                     entries.into_iter().map(|(key, _)| key).collect(),
                 ))
             }
+            Kind::Pinned { .. } => {
+                let mut object = Map::new();
+                for (word, name) in ["segment", "offset", "len", "number"].iter().enumerate() {
+                    let word = u64::from_le_bytes(self.array(id, at + 8 * word)?);
+                    object.insert((*name).to_owned(), word.into());
+                }
+                Ok(Value::Object(object))
+            }
             Kind::Opaque { .. } => {
                 let bytes = self.slice(id, at as i64, ty.size as usize)?;
                 self.spend_text(2 * bytes.len())?;

@@ -13,6 +13,7 @@ use crate::lane::stage::write_behind_header;
 use crate::memory::arena::Block;
 use crate::memory::layout::{CELL, Envelope, Kind, SegmentRef, TIME};
 use crate::memory::loan::BEFORE;
+use crate::memory::pins::Pins;
 use crate::message::{EncodeError, Loans, ShmMessage, SlotWriter, Wanted, encode};
 use crate::sys::clock;
 
@@ -58,6 +59,8 @@ impl Outbox {
         };
         // SAFETY: 1. the block is ours alone: it was just cut, or came back from its last receiver.
         let writer = unsafe { SlotWriter::new(block.start().as_ptr(), block.len()) };
+        // SAFETY: 1. nobody else uses them meanwhile.
+        let writer = unsafe { writer.with_pins::<T>(&mut self.pins) };
         let written = encode(value, writer)?;
         unchanged(written, needed)?;
         let reference = block.reference(0, needed);
@@ -80,7 +83,7 @@ impl Outbox {
         wanted: &Wanted,
         to: To,
     ) -> Result<bool, Stop> {
-        let Some(reference) = archive_around(value, wanted)? else {
+        let Some(reference) = archive_around(value, wanted, &mut self.pins)? else {
             return Ok(false);
         };
         self.check_size(reference.len as usize)?;
@@ -99,6 +102,8 @@ impl Outbox {
         let mut loans = Loans::None;
         // SAFETY: 1. `loans` is a local that nobody else uses.
         let writer = unsafe { SlotWriter::counting().with_loans(&mut loans) };
+        // SAFETY: 1. nobody else uses them meanwhile.
+        let writer = unsafe { writer.with_pins::<T>(&mut self.pins) };
         let needed = encode(value, writer)?;
         let Some(wanted) = loans.into_wanted() else {
             return Ok(None);
@@ -127,6 +132,8 @@ impl Outbox {
         let writer = unsafe { SlotWriter::new(block.start().as_ptr(), block.len()) };
         // SAFETY: 1. `loans` is a local that nobody else uses.
         let writer = unsafe { writer.with_loans(&mut loans) };
+        // SAFETY: 1. nobody else uses them meanwhile.
+        let writer = unsafe { writer.with_pins::<T>(&mut self.pins) };
         let len = encode(value, writer)?;
         if len > block.len() || len <= MOST_INLINE || loans.into_wanted().is_some() {
             self.ring.keep_returned(block);
@@ -148,6 +155,7 @@ impl Outbox {
         if !self.announce(&block)? {
             return Err(Stop::Wait);
         }
+        self.announce_pins()?;
         let space = self.ring.here(1);
         let kind = to.kind.in_block();
         let mut said = [0; REFERENCE + size_of::<Envelope>()];
@@ -161,9 +169,9 @@ impl Outbox {
         let len = kind.block_len(self.starts);
         write_behind_header(&space, &said[..len]);
         let record = (kind, len as u16, to.tag);
-        let mut sent = self.ring.publish(&space, record, 1, Some(block.clone()));
+        let mut sent = self.publish(&space, record, 1, Some(block.clone()));
         if sent.is_err() && self.collect()? {
-            sent = self.ring.publish(&space, record, 1, Some(block.clone()));
+            sent = self.publish(&space, record, 1, Some(block.clone()));
         }
         if sent.is_err() {
             if Arc::strong_count(&block) == 1 {
@@ -180,6 +188,7 @@ impl Outbox {
 pub(in crate::lane) fn archive_around<T: ShmMessage>(
     value: &T,
     wanted: &Wanted,
+    pins: &mut Pins,
 ) -> Result<Option<SegmentRef>, EncodeError> {
     // What comes before the elements is archived right before them, on a cache line.
     let before = wanted.before.next_multiple_of(CELL);
@@ -198,6 +207,8 @@ pub(in crate::lane) fn archive_around<T: ShmMessage>(
     let mut loans = Loans::Around(wanted.loan.clone(), before, room);
     // SAFETY: 1. `loans` is a local that nobody else uses.
     let writer = unsafe { writer.with_loans(&mut loans) };
+    // SAFETY: 1. they are borrowed for longer than the writer lives.
+    let writer = unsafe { writer.with_pins::<T>(pins) };
     let len = encode(value, writer)?;
     let capacity = if matches!(loans, Loans::Passed) {
         room

@@ -82,6 +82,9 @@ impl Outbox {
                 return Ok(false);
             }
         }
+        if !self.announce_those(&parcel.pins)? {
+            return Ok(false);
+        }
         match &parcel.packed {
             Packed::Cell(..) => Ok(true),
             // So that it does not fail for that when others have the message already.
@@ -110,6 +113,7 @@ impl Outbox {
             return Err(self.closed());
         }
         let to = To::tag(0);
+        self.pins.clone_from(&parcel.pins);
         let sent = match &parcel.packed {
             Packed::Cell(stage, len) => {
                 let start = to.kind.start(self.starts);
@@ -117,6 +121,7 @@ impl Outbox {
             }
             Packed::Block(block, reference) => self.publish_block(block.clone(), *reference, to),
         };
+        self.pins.clear();
         done(sent)
     }
 

@@ -329,7 +329,7 @@ pub(crate) struct HandBack {
     answered: AtomicU64,
     ringer: Ringer,
     origin: Origin,
-    /// Records that outlive the receiving half's own book.
+    /// Cells of records that outlive the receiving half's own book.
     kept: AtomicU64,
     /// Dropped last: says that nothing is looked at any more.
     _end: Box<dyn Any + Send + Sync>,
@@ -368,16 +368,16 @@ impl HandBack {
         &self.block.attend
     }
 
-    /// Counts a record that is kept beyond its view.
-    pub(crate) fn keep(&self) {
+    /// Counts the cells of a record that is kept beyond its view.
+    pub(crate) fn keep(&self, cells: u16) {
         // Relaxed: a count that only bounds how much one receiver holds.
-        self.kept.fetch_add(1, Ordering::Relaxed);
+        self.kept.fetch_add(cells.into(), Ordering::Relaxed);
     }
 
-    /// Hands back a record that was kept, on any thread.
-    pub(crate) fn release_kept(&self, cell: u16) {
+    /// Hands back a record of so many cells that was kept, on any thread.
+    pub(crate) fn release_kept(&self, cell: u16, cells: u16) {
         self.flip(usize::from(cell / 64), 1 << (cell % 64));
-        self.kept.fetch_sub(1, Ordering::Relaxed);
+        self.kept.fetch_sub(cells.into(), Ordering::Relaxed);
     }
 
     /// Wakes the sender if it waits for room: something else is to be looked at.
@@ -388,7 +388,7 @@ impl HandBack {
         self.wake_sender();
     }
 
-    /// How many records are kept.
+    /// How many cells are kept.
     pub(crate) fn kept(&self) -> usize {
         self.kept.load(Ordering::Relaxed) as usize
     }

@@ -332,9 +332,9 @@ fn each_record_is_collected_once() {
             ..
         } = lane;
         let back = consumer.back().clone();
-        back.keep();
+        back.keep(1);
         let (kept, theirs) = (records.remove(1), cells.clone());
-        let keeper = spawn(move || back.release_kept(kept.read(&theirs)));
+        let keeper = spawn(move || back.release_kept(kept.read(&theirs), 1));
         let theirs = cells.clone();
         let receiver = spawn(move || {
             for record in records.iter().rev() {

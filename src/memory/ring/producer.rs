@@ -8,6 +8,7 @@ use super::super::layout::{
     CELL, Cell, Header, Kind, MOST_CELLS, ReceiverBlock, SenderBlock, is_stamped, stamp_of,
     unstamped,
 };
+use super::super::pins::{Book, Pins};
 use super::super::shared::Shared;
 use super::Cells;
 use super::streams::{MOST_WIDE, Streams};
@@ -74,6 +75,8 @@ pub(crate) struct Producer {
     /// Blocks that came back and may be used again, if any are kept.
     returned: Vec<Arc<Block>>,
     keeps: bool,
+    /// What records lend beside, if any ever did.
+    book: Option<Arc<Book>>,
 }
 
 impl Producer {
@@ -100,6 +103,7 @@ impl Producer {
             streams: Streams::default(),
             returned: Vec::new(),
             keeps,
+            book: None,
         };
         producer.know_cells();
         take(&mut producer.busy, 0, 1);
@@ -284,6 +288,21 @@ impl Producer {
         Ok(())
     }
 
+    /// Notes what the record lends beside that was just published at the start of `space`. True where no
+    /// handle of it is left. The first such record needs a book.
+    pub(crate) fn lend(
+        &mut self,
+        space: &Space,
+        pins: Pins,
+        book: impl FnOnce(Shared<ReceiverBlock>) -> Arc<Book>,
+    ) -> bool {
+        let receiver = &self.receiver;
+        let book = self.book.get_or_insert_with(|| book(receiver.clone()));
+        let (word, bit) = (space.cell / 64, space.cell % 64);
+        // All that was handed back of this cell before was collected, so the bit stands like that.
+        book.lend(space.cell as u16, self.seen[word] >> bit & 1 == 1, pins)
+    }
+
     /// Adds cells; the record that says so to the receiver is published by this call, and the next
     /// record starts in the new cells. `len` bytes of it stand behind the reserved cell's header.
     pub(crate) fn extend(&mut self, cells: Shared<[Cell]>, len: u16) {
@@ -345,6 +364,10 @@ impl Producer {
                     self.keep_returned(block);
                 }
             }
+        }
+        // Before any of these cells is published again.
+        if let Some(book) = self.book.as_ref().filter(|_| any) {
+            book.sweep();
         }
         Ok(any)
     }

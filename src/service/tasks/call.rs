@@ -12,7 +12,7 @@ use super::OfBus;
 use super::gather::Gather;
 use super::server::Core;
 use crate::error::SendError;
-use crate::lane::{Kept, Outbox, To};
+use crate::lane::{Incoming, Kept, Outbox, Sealed, To, Within};
 use crate::link::{Line, lock};
 use crate::memory::layout::{Envelope, MOST_OPEN, SenderBlock};
 use crate::memory::shared::Shared;
@@ -366,6 +366,14 @@ impl<R: ShmRequest> AsyncCall<R> {
     /// As [`View::to_value`](crate::View::to_value).
     pub fn to_value(&self) -> Result<R, crate::CodecError> {
         self.request.to_value()
+    }
+}
+
+impl<R: ShmRequest> Incoming for AsyncCall<R> {}
+
+impl<R: ShmRequest> Sealed for AsyncCall<R> {
+    fn within(&self) -> Within<'_> {
+        self.request.within()
     }
 }
 

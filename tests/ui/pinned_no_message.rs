@@ -1,0 +1,8 @@
+struct Document;
+
+#[derive(shmbus::ShmMessage)]
+struct Refer {
+    document: shmbus::Pinned<Document>,
+}
+
+fn main() {}
