@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use shmbus::{Bus, Change, Config, Latest, LatestPublisher, SendError, ShmMessage, Wait};
+use shmbus::{Bus, Change, Config, Event, Latest, LatestPublisher, SendError, ShmMessage, Wait};
 
 use crate::support::{Child, name, open, tell, together, told};
 
@@ -558,5 +558,84 @@ fn all_memory_returns() {
             thread::sleep(Duration::from_millis(1));
         }
         before = Some(used());
+    }
+}
+
+#[test]
+fn a_set_waits_for_changes() {
+    let _together = together();
+    for wait in [Wait::Adaptive, Wait::Park, Wait::Spin] {
+        let name = name(&format!("set-of-newest-{wait:?}"));
+        let bus = open(&name);
+        let (mut one, mut other) = (latest(&bus), bus.latest::<Progress>().expect("it joins"));
+        let mut set = bus.wait_set().expect("it is made");
+        set.set_wait(wait);
+        set.add(1, &one).expect("it is added");
+        set.add(2, &other).expect("it is added");
+        let there = open(&name);
+        let publishing = thread::spawn(move || {
+            let mut states = publisher(&there);
+            let mut progress = there.latest_publisher().expect("it joins");
+            for version in 1..=2_000u64 {
+                states
+                    .publish(&state("a", version))
+                    .expect("there is memory");
+                if version % 20 == 0 {
+                    let percent = (version / 20) as u8;
+                    progress
+                        .publish(&Progress { percent })
+                        .expect("there is memory");
+                }
+            }
+            (states, progress)
+        });
+        let (mut last, mut percent) = (0, 0);
+        while (last, percent) != (2_000, 100) {
+            match set.wait().expect("not forked").expect("both are there") {
+                Event::Ready(1) => {
+                    while let Some(change) = one.try_next().expect("not forked") {
+                        let Change::Value(state) = change else {
+                            panic!("nothing is removed");
+                        };
+                        assert!(check(&state) > last);
+                        last = check(&state);
+                    }
+                }
+                Event::Ready(_) => {
+                    while let Some(change) = other.try_next().expect("not forked") {
+                        let Change::Value(progress) = change else {
+                            panic!("nothing is removed");
+                        };
+                        percent = progress.percent;
+                    }
+                }
+                Event::Ended(token) => panic!("{token} has not ended"),
+            }
+        }
+        // The end of its publishers is a change; that of the bus, an end.
+        drop(publishing.join().expect("it does not panic"));
+        let mut removed = 0;
+        while removed < 2 {
+            let ready = set.wait().expect("not forked").expect("both are there");
+            match ready {
+                Event::Ready(1) => removed += changes(&mut one).len(),
+                Event::Ready(_) => {
+                    while other.try_next().expect("not forked").is_some() {
+                        removed += 1;
+                    }
+                }
+                Event::Ended(token) => panic!("{token} has not ended"),
+            }
+        }
+        bus.close();
+        let mut ended = 0;
+        while let Some(event) = set.wait().expect("not forked") {
+            match event {
+                Event::Ready(1) => assert_eq!(changes(&mut one), [""; 0]),
+                Event::Ready(_) => assert!(other.try_next().expect("not forked").is_none()),
+                Event::Ended(_) => ended += 1,
+            }
+        }
+        assert_eq!(ended, 2);
     }
 }
