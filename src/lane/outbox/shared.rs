@@ -9,19 +9,9 @@ use crate::lane::parcel::Packed;
 use crate::lane::stage::write_behind_header;
 use crate::memory::arena::Block;
 use crate::memory::layout::Kind;
-use crate::sync::{Ordering, prefetch_to_read, prefetch_to_write};
+use crate::sync::Ordering;
 
 impl Outbox {
-    /// Has all lines fetched that the next message is sent with.
-    #[inline]
-    pub(crate) fn fetch(&self) {
-        self.ring.fetch_next();
-        prefetch_to_read(&raw const self.parts.receiver.attend);
-        if let Some(topic) = &self.parts.topic {
-            prefetch_to_write(&raw const topic.offered);
-        }
-    }
-
     /// Says that one more message is meant for this lane's receiver, whether it gets it or not.
     #[inline]
     pub(crate) fn offer(&mut self) {

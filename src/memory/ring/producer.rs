@@ -120,16 +120,6 @@ impl Producer {
         self.cells.rows().map(|(_, count)| count).max().unwrap_or(0)
     }
 
-    /// Has the lines fetched that the next record is written to, and the one behind it is reserved in.
-    #[inline]
-    pub(crate) fn fetch_next(&self) {
-        for cell in [self.next, self.next + 1] {
-            if let Some(cell) = self.cells.first.get(cell) {
-                prefetch_to_write(cell);
-            }
-        }
-    }
-
     /// The cells from the reserved one on that are free now: at least one, at most `most`.
     #[inline(always)]
     pub(crate) fn here(&self, most: usize) -> Space {

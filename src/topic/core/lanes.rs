@@ -122,8 +122,6 @@ impl State {
 impl Lane {
     /// Whether there is room for a message, and nothing older is kept.
     pub(super) fn is_free(&mut self, parcel: &Parcel, budget: usize) -> bool {
-        // It is given what is free behind all others: its lines are on their way by then.
-        self.outbox.fetch();
         // One that ended is passed over.
         self.give_kept(budget) && self.outbox.has_room(parcel, 0, budget).unwrap_or(true)
     }
