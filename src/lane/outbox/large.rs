@@ -64,7 +64,7 @@ impl Outbox {
         let written = encode(value, writer)?;
         unchanged(written, needed)?;
         let reference = block.reference(0, needed);
-        self.publish_block(block, reference, to)?;
+        self.publish_block(&block, reference, to)?;
         self.was_large = true;
         Ok(())
     }
@@ -87,7 +87,7 @@ impl Outbox {
             return Ok(false);
         };
         self.check_size(reference.len as usize)?;
-        self.publish_block(wanted.loan.block().clone(), reference, to)?;
+        self.publish_block(wanted.loan.block(), reference, to)?;
         Ok(true)
     }
 
@@ -141,18 +141,18 @@ impl Outbox {
         }
         self.check_size(len)?;
         let reference = block.reference(0, len);
-        self.publish_block(block, reference, to)?;
+        self.publish_block(&block, reference, to)?;
         self.was_large = true;
         Ok(Some(()))
     }
 
     pub(super) fn publish_block(
         &mut self,
-        block: Arc<Block>,
+        block: &Arc<Block>,
         reference: SegmentRef,
         to: To,
     ) -> Result<(), Stop> {
-        if !self.announce(&block)? {
+        if !self.announce(block)? {
             return Err(Stop::Wait);
         }
         self.announce_pins()?;
@@ -174,8 +174,8 @@ impl Outbox {
             sent = self.publish(&space, record, 1, Some(block.clone()));
         }
         if sent.is_err() {
-            if Arc::strong_count(&block) == 1 {
-                self.ring.keep_returned(block);
+            if Arc::strong_count(block) == 1 {
+                self.ring.keep_returned(block.clone());
             }
             return self.full();
         }

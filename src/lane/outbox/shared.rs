@@ -109,7 +109,7 @@ impl Outbox {
                 let start = to.kind.start(self.starts);
                 self.publish_staged(stage, start, usize::from(*len), to)
             }
-            Packed::Block(block, reference) => self.publish_block(block.clone(), *reference, to),
+            Packed::Block(block, reference) => self.publish_block(block, *reference, to),
         };
         self.pins.clear();
         done(sent)
