@@ -18,7 +18,7 @@ use rkyv::{Archive, Deserialize, Place, Portable, Serialize};
 use super::outbox::{archive_around, unchanged};
 use crate::error::SendError;
 use crate::link::node::Node;
-use crate::link::pins::Board;
+use crate::link::pins::Shelf;
 use crate::memory::arena::Block;
 use crate::memory::layout::SegmentRef;
 use crate::memory::pins::{PinBlock, Pins};
@@ -105,7 +105,7 @@ pub struct Pinned<T> {
 /// All clones of one handle.
 struct Handle {
     pin: Arc<PinBlock>,
-    board: Arc<Board>,
+    shelf: Arc<Shelf>,
 }
 
 impl Drop for Handle {
@@ -113,7 +113,7 @@ impl Drop for Handle {
         // In a forked child nothing of this is there.
         if !self.pin.block().segment().is_forked() {
             self.pin.orphan();
-            self.board.dropped();
+            self.shelf.dropped();
         }
     }
 }
@@ -144,7 +144,7 @@ impl<T: ShmMessage> Pinned<T> {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let handle = Handle {
             pin: PinBlock::new(block),
-            board: node.pins().clone(),
+            shelf: node.pins().clone(),
         };
         Ok(Pinned {
             words: Words { at, number },

@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::offer::Port;
-use super::pins::Board;
+use super::pins::Shelf;
 use super::place::{Owner, Place};
 use super::topics::Topics;
 use super::wire::Control;
@@ -76,7 +76,7 @@ pub(crate) struct Node {
     arena: Arc<Arena>,
     pub(super) epoll: Arc<Epoll>,
     due: Arc<Due>,
-    pins: Arc<Board>,
+    pins: Arc<Shelf>,
     quits: AtomicBool,
     next_token: AtomicU64,
     links: Mutex<HashMap<u64, Arc<Link>>>,
@@ -132,7 +132,7 @@ impl Node {
                     on_retire,
                 ),
                 epoll,
-                pins: Board::new(&due, origin),
+                pins: Shelf::new(&due, origin),
                 due,
                 quits: AtomicBool::new(false),
                 next_token: AtomicU64::new(FIRST_LINK),
@@ -229,7 +229,7 @@ impl Node {
     }
 
     /// Which pins of ours are lent.
-    pub(crate) fn pins(&self) -> &Arc<Board> {
+    pub(crate) fn pins(&self) -> &Arc<Shelf> {
         &self.pins
     }
 

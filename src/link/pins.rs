@@ -23,7 +23,7 @@ use crate::sys::fork::Origin;
 use crate::wait::tasks::Due;
 
 /// All books of a node.
-pub(crate) struct Board {
+pub(crate) struct Shelf {
     state: Mutex<State>,
     due: Weak<Due>,
     origin: Origin,
@@ -40,11 +40,11 @@ struct State {
 /// The first pause between two looks, and the longest: a receiver may hold a pin for hours.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
 
-impl Board {
-    pub(crate) fn new(due: &Arc<Due>, origin: Origin) -> Arc<Board> {
-        Arc::new(Board {
+impl Shelf {
+    pub(crate) fn new(due: &Arc<Due>, origin: Origin) -> Arc<Shelf> {
+        Arc::new(Shelf {
             state: Mutex::default(),
-            // Weak: a timer that is set holds the board.
+            // Weak: a timer that is set holds the shelf.
             due: Arc::downgrade(due),
             origin,
         })
@@ -100,7 +100,7 @@ impl Board {
     }
 }
 
-impl Wake for Board {
+impl Wake for Shelf {
     /// The timer's moment has come.
     fn wake(self: Arc<Self>) {
         let pause = {
@@ -226,7 +226,7 @@ mod tests {
     /// A lane that has lent one pin, of which there is no handle any more.
     struct Bench {
         due: Arc<Due>,
-        board: Arc<Board>,
+        shelf: Arc<Shelf>,
         book: Arc<Book>,
         arena: Arc<Arena>,
         receiver: Shared<ReceiverBlock>,
@@ -239,11 +239,11 @@ mod tests {
             let epoll = Arc::new(Epoll::new().unwrap());
             let rings = RingSet::new(epoll, 0, origin).unwrap();
             let due = Arc::new(Due::new(rings).unwrap());
-            let board = Board::new(&due, origin);
+            let shelf = Shelf::new(&due, origin);
             let arena = Arena::new(Limits { memory: 1 << 20 }, Box::new(|_| {}));
             let receiver = Shared::heap(ReceiverBlock::new());
             let is_free = Arc::new(AtomicBool::new(false));
-            let book = board.new_book(receiver.clone(), is_free.clone());
+            let book = shelf.new_book(receiver.clone(), is_free.clone());
             let mut pins = Pins::default();
             let pin = PinBlock::new(Arc::new(arena.allocate(64).unwrap()));
             pins.note(&pin);
@@ -251,7 +251,7 @@ mod tests {
             pin.orphan();
             Bench {
                 due,
-                board,
+                shelf,
                 book,
                 arena,
                 receiver,
@@ -268,7 +268,7 @@ mod tests {
     fn what_comes_back_to_an_idle_lane_is_freed_by_the_quiet_thread() {
         let bench = Bench::new();
         assert!(bench.due.next_timer().is_none());
-        bench.board.dropped();
+        bench.shelf.dropped();
         let first = bench.due.next_timer().expect("somebody looks again");
         while bench.due.next_timer() == Some(first) {
             bench.due.run();
@@ -296,9 +296,9 @@ mod tests {
     #[test]
     fn a_link_that_is_over_lends_nothing() {
         let bench = Bench::new();
-        assert!(bench.board.sweep());
+        assert!(bench.shelf.sweep());
         bench.is_free.store(true, Ordering::Release);
-        assert!(!bench.board.sweep());
+        assert!(!bench.shelf.sweep());
         assert!(bench.is_freed());
     }
 

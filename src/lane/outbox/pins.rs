@@ -79,10 +79,10 @@ impl Outbox {
     #[inline(never)]
     fn lend_pins(&mut self, space: &Space) {
         let pins = std::mem::take(&mut self.pins);
-        let (board, link) = (self.parts.node.pins(), &self.parts.link);
-        let book = |receiver| board.new_book(receiver, link.free_flag());
+        let (shelf, link) = (self.parts.node.pins(), &self.parts.link);
+        let book = |receiver| shelf.new_book(receiver, link.free_flag());
         if self.ring.lend(space, pins, book) {
-            board.look_later();
+            shelf.look_later();
         }
     }
 }
