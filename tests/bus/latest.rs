@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use shmbus::{Bus, Change, Config, Event, Latest, LatestPublisher, SendError, ShmMessage, Wait};
+use shmbus::{Bus, Change, Config, Latest, LatestPublisher, SendError, ShmMessage};
 
 use crate::support::{Child, name, open, tell, together, told};
 
@@ -17,7 +17,7 @@ pub(crate) struct State {
     text: String,
 }
 
-fn state(path: &str, version: u64) -> State {
+pub(crate) fn state(path: &str, version: u64) -> State {
     let len = [0, 7, 40, 200, 3_000, 20_000, 90_000][(version % 7) as usize];
     let letter = char::from(b'a' + (version % 26) as u8);
     State {
@@ -28,7 +28,7 @@ fn state(path: &str, version: u64) -> State {
 }
 
 /// The version of a value that is whole.
-fn check(state: &ArchivedState) -> u64 {
+pub(crate) fn check(state: &ArchivedState) -> u64 {
     let version = state.version.to_native();
     let expected = self::state(&state.path, version);
     assert!(
@@ -41,15 +41,15 @@ fn check(state: &ArchivedState) -> u64 {
 /// Of which there is one.
 #[derive(ShmMessage)]
 #[shm(latest = "progress")]
-struct Progress {
-    percent: u8,
+pub(crate) struct Progress {
+    pub(crate) percent: u8,
 }
 
-fn publisher(bus: &Bus) -> LatestPublisher<State> {
+pub(crate) fn publisher(bus: &Bus) -> LatestPublisher<State> {
     bus.latest_publisher().expect("it joins")
 }
 
-fn latest(bus: &Bus) -> Latest<State> {
+pub(crate) fn latest(bus: &Bus) -> Latest<State> {
     bus.latest().expect("it joins")
 }
 
@@ -279,7 +279,7 @@ fn a_value_stays_while_it_is_looked_at() {
 }
 
 /// What has changed, until nothing has: `path=version`, or the path of what was removed.
-fn changes(latest: &mut Latest<State>) -> Vec<String> {
+pub(crate) fn changes(latest: &mut Latest<State>) -> Vec<String> {
     let mut all = Vec::new();
     while let Some(change) = latest.try_next().expect("not forked") {
         all.push(match change {
@@ -349,90 +349,6 @@ fn of_several_publishers_the_last_one_counts() {
     assert!(latest.changed().wait().expect("not forked"));
     assert_eq!(changes(&mut latest), ["a"]);
     assert_eq!(version_of(&mut latest, "a"), None);
-}
-
-/// Publishes one value and then others, as it is told; part of tests.
-pub(crate) fn publishes_newest(bus: &str) {
-    let bus = open(bus);
-    let mut publisher = publisher(&bus);
-    publisher.publish(&state("a", 1)).expect("there is memory");
-    tell("published");
-    let mut version = 1;
-    while told().is_some() {
-        version += 1;
-        publisher
-            .publish(&state("a", version))
-            .expect("there is memory");
-        tell("published");
-    }
-}
-
-#[test]
-fn a_change_wakes_who_waits() {
-    let _together = together();
-    for wait in [Wait::Adaptive, Wait::Park, Wait::Spin] {
-        let name = name(&format!("waits-for-change-{wait:?}"));
-        let config = Config {
-            wait,
-            ..Config::default()
-        };
-        let bus = config.open(&name).expect("it opens");
-        let mut latest = latest(&bus);
-        let shortly = Duration::from_millis(1);
-        assert!(!latest.changed().wait_timeout(shortly).expect("not forked"));
-        let mut child = Child::start("publishes-newest", &[&name]);
-        for version in 1..200 {
-            assert!(latest.changed().wait().expect("not forked"));
-            assert_eq!(changes(&mut latest), [format!("a={version}")]);
-            assert_eq!(child.hear(), "published");
-            child.say("go on");
-        }
-        assert!(latest.changed().wait().expect("not forked"));
-        assert_eq!(changes(&mut latest), ["a=200"]);
-        // Its end is a change, too, also where it is killed.
-        child.kill();
-        assert!(latest.changed().wait().expect("not forked"));
-        assert_eq!(changes(&mut latest), ["a"]);
-        let waiting = thread::spawn(move || latest.changed().wait());
-        bus.close();
-        let changed = waiting.join().expect("it does not panic");
-        assert!(!changed.expect("not forked"));
-    }
-}
-
-#[test]
-fn tasks_wait_for_changes() {
-    let _together = together();
-    let name = name("task-changes");
-    let bus = open(&name);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .build()
-        .expect("threads");
-    runtime.block_on(async {
-        let mut latest = latest(&bus);
-        let reading = tokio::spawn(async move {
-            let mut last = 0;
-            while last < 1_000 {
-                assert!(latest.changed().await.expect("not forked"));
-                while let Some(change) = latest.try_next().expect("not forked") {
-                    let Change::Value(state) = change else {
-                        panic!("nothing is removed");
-                    };
-                    assert!(check(&state) > last);
-                    last = check(&state);
-                }
-            }
-        });
-        let mut publisher = publisher(&bus);
-        for version in 1..=1_000 {
-            publisher
-                .publish(&state("a", version))
-                .expect("there is memory");
-            tokio::task::yield_now().await;
-        }
-        reading.await.expect("it comes to the end");
-    });
 }
 
 /// Looks at a value for good; part of tests.
@@ -558,84 +474,5 @@ fn all_memory_returns() {
             thread::sleep(Duration::from_millis(1));
         }
         before = Some(used());
-    }
-}
-
-#[test]
-fn a_set_waits_for_changes() {
-    let _together = together();
-    for wait in [Wait::Adaptive, Wait::Park, Wait::Spin] {
-        let name = name(&format!("set-of-newest-{wait:?}"));
-        let bus = open(&name);
-        let (mut one, mut other) = (latest(&bus), bus.latest::<Progress>().expect("it joins"));
-        let mut set = bus.wait_set().expect("it is made");
-        set.set_wait(wait);
-        set.add(1, &one).expect("it is added");
-        set.add(2, &other).expect("it is added");
-        let there = open(&name);
-        let publishing = thread::spawn(move || {
-            let mut states = publisher(&there);
-            let mut progress = there.latest_publisher().expect("it joins");
-            for version in 1..=2_000u64 {
-                states
-                    .publish(&state("a", version))
-                    .expect("there is memory");
-                if version % 20 == 0 {
-                    let percent = (version / 20) as u8;
-                    progress
-                        .publish(&Progress { percent })
-                        .expect("there is memory");
-                }
-            }
-            (states, progress)
-        });
-        let (mut last, mut percent) = (0, 0);
-        while (last, percent) != (2_000, 100) {
-            match set.wait().expect("not forked").expect("both are there") {
-                Event::Ready(1) => {
-                    while let Some(change) = one.try_next().expect("not forked") {
-                        let Change::Value(state) = change else {
-                            panic!("nothing is removed");
-                        };
-                        assert!(check(&state) > last);
-                        last = check(&state);
-                    }
-                }
-                Event::Ready(_) => {
-                    while let Some(change) = other.try_next().expect("not forked") {
-                        let Change::Value(progress) = change else {
-                            panic!("nothing is removed");
-                        };
-                        percent = progress.percent;
-                    }
-                }
-                Event::Ended(token) => panic!("{token} has not ended"),
-            }
-        }
-        // The end of its publishers is a change; that of the bus, an end.
-        drop(publishing.join().expect("it does not panic"));
-        let mut removed = 0;
-        while removed < 2 {
-            let ready = set.wait().expect("not forked").expect("both are there");
-            match ready {
-                Event::Ready(1) => removed += changes(&mut one).len(),
-                Event::Ready(_) => {
-                    while other.try_next().expect("not forked").is_some() {
-                        removed += 1;
-                    }
-                }
-                Event::Ended(token) => panic!("{token} has not ended"),
-            }
-        }
-        bus.close();
-        let mut ended = 0;
-        while let Some(event) = set.wait().expect("not forked") {
-            match event {
-                Event::Ready(1) => assert_eq!(changes(&mut one), [""; 0]),
-                Event::Ready(_) => assert!(other.try_next().expect("not forked").is_none()),
-                Event::Ended(_) => ended += 1,
-            }
-        }
-        assert_eq!(ended, 2);
     }
 }

@@ -1,6 +1,7 @@
 //! Buses as their users have them: real processes, real memory, real ends.
 
 mod absent;
+mod changes;
 mod conversation;
 mod deadlines;
 mod dialogue;
@@ -73,7 +74,7 @@ fn child() {
         "publishes" => topics::publishes(arguments[0]),
         "converses" => topics::converses(),
         "reads-newest" => latest::reads_newest(arguments[0]),
-        "publishes-newest" => latest::publishes_newest(arguments[0]),
+        "publishes-newest" => changes::publishes_newest(arguments[0]),
         "looks-at-a-value" => latest::looks_at_a_value(arguments[0]),
         "shares-state" => latest::shares_state(),
         "tells-a-set" => wait_set::processes::tells_a_set(arguments[0]),
