@@ -2,8 +2,8 @@
 //!
 //! Nobody is woken by the clock here, so a wake that is lost is a deadlock, which loom reports.
 
+mod lent;
 mod tasks;
-mod topics;
 
 use std::sync::{Arc, Mutex};
 

@@ -1,4 +1,5 @@
-//! The claims of topics: of one message on several lanes, and of the newest one that is kept for who is behind.
+//! The claims of what is lent more than once, or later: one message on several lanes, a pin beside its message, and
+//! the newest message that is kept for who is behind.
 
 use std::sync::{Arc, OnceLock};
 
@@ -9,7 +10,8 @@ use loom::thread::spawn;
 use super::tasks::{Chimes, Driven};
 use super::{get, set};
 use crate::memory::arena::{Arena, Block, Limits};
-use crate::memory::layout::{Cell, Kind, SegmentRef, SenderBlock};
+use crate::memory::layout::{CELL, Cell, HEADER, Kind, SegmentRef, SenderBlock};
+use crate::memory::pins::{Book, PinBlock, Pins};
 use crate::memory::ring::models::{Lane, read, receive, send, write};
 use crate::memory::ring::{Consumer, Producer};
 use crate::memory::shared::Shared;
@@ -81,6 +83,41 @@ fn no_message_is_written_while_one_of_several_reads_it() {
             .into_iter()
             .for_each(|thread| thread.join().unwrap());
     });
+}
+
+/// *Why no pin is freed that a receiver may look at*: it is given up with its record, by whoever sweeps the book.
+#[test]
+fn no_pin_is_written_while_a_receiver_of_its_message_reads_it() {
+    static WRITTEN: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+    explore(Some(3), || {
+        let content = Arc::new(UnsafeCell::new(0));
+        let pin = PinBlock::new(block());
+        content.with_mut(|content| set(content, 1));
+        let lane = Lane::awake(&[0, 1, 2]);
+        let (mut producer, mut consumer, cells) = (lane.producer, lane.consumer, lane.cells);
+        let theirs = (cells.clone(), content.clone());
+        let reading = spawn(move || look(&mut consumer, &theirs.0, &theirs.1, 2));
+        let book = Arc::new(Book::new(lane.receiver, Arc::default()));
+        let mut pins = Pins::default();
+        pins.note(&pin);
+        let space = producer.here(1);
+        write(&cells, &space, (1, 1), 0);
+        let len = (CELL - HEADER) as u16;
+        let sent = producer.publish(&space, (Kind::Inline, len, 1), 1, None);
+        sent.expect("there is room");
+        let ours = book.clone();
+        producer.lend(&space, pins, |_| ours);
+        for _ in 0..2 {
+            book.sweep();
+            if Arc::strong_count(&pin) == 1 {
+                content.with_mut(|content| set(content, 2));
+                WRITTEN.store(true, std::sync::atomic::Ordering::Relaxed);
+                break;
+            }
+        }
+        reading.join().unwrap();
+    });
+    assert!(WRITTEN.load(std::sync::atomic::Ordering::Relaxed));
 }
 
 /// A lossy publisher's lane to one subscriber, in the steps of `topic::core`.
