@@ -221,6 +221,9 @@ impl<T: Copy + Eq + Hash> WaitSet<T> {
 
     fn add_port(&mut self, token: T, port: Box<dyn Ready>) -> Result<(), OpenError> {
         self.bus.node().check_fork()?;
+        if port.is_forked() {
+            return Err(OpenError::Forked);
+        }
         self.remove(token);
         let key = self.slots.reserve();
         let kind = Kind::Port {

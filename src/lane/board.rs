@@ -286,14 +286,15 @@ impl Board {
 
     /// Takes back what was replaced and nobody holds.
     fn collect(&self) {
+        let mut book = lock(&self.book);
+        let replaced = std::mem::take(&mut book.replaced);
+        book.replaced_bytes = 0;
+        // Behind what was replaced: who joins later finds nothing of it.
         let readers: Vec<_> = {
             let mut readers = lock(&self.readers);
             readers.retain(|reader| reader.strong_count() > 0);
             readers.iter().filter_map(Weak::upgrade).collect()
         };
-        let mut book = lock(&self.book);
-        let replaced = std::mem::take(&mut book.replaced);
-        book.replaced_bytes = 0;
         // SYNC(board): behind `replace`; pairs with the light barrier in `hold_newest`.
         let holds = || readers.iter().filter_map(|reader| reader.0.get());
         heavy_barrier(holds().any(|(_, asymmetric)| *asymmetric));

@@ -532,7 +532,9 @@ impl Hub {
         let lanes = &mut self.lanes;
         self.ready.retain(|&n| {
             lanes[n].as_mut().is_some_and(|lane| {
-                lane.queued = lane.closing || lane.inbox.get_mut().is_ready();
+                // One that has rung, and was not found empty since, was not asked to ring again.
+                let owes_look = lane.closing || (lane.rung && !lane.watched);
+                lane.queued = owes_look || lane.inbox.get_mut().is_ready();
                 lane.queued
             })
         });

@@ -281,6 +281,10 @@ impl Ready for Core {
         let forgotten = self.enter(|state| forget(&mut state.sets, waker));
         drop(forgotten);
     }
+
+    fn is_forked(&self) -> bool {
+        self.origin.is_forked()
+    }
 }
 
 impl Drop for Core {

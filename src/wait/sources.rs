@@ -37,6 +37,9 @@ pub(crate) trait Ready: Send + Sync {
 
     /// Forgets a waker that it may have kept.
     fn forget(&self, waker: &Waker);
+
+    /// Whether it is of a process that this one was forked off. Then neither of the others may be called.
+    fn is_forked(&self) -> bool;
 }
 
 /// Which sources of one set were woken.

@@ -63,6 +63,11 @@ impl<T: Ready> Ready for WeakOfBus<T> {
             port.0.forget(waker);
         }
     }
+
+    fn is_forked(&self) -> bool {
+        let port = self.0.upgrade();
+        port.is_some_and(|port| port.0.is_forked())
+    }
 }
 
 impl<T> Clone for OfBus<T> {

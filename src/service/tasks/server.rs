@@ -426,6 +426,10 @@ impl Ready for Core {
         let forgotten = self.enter(|state| forget(&mut state.next, waker));
         drop(forgotten);
     }
+
+    fn is_forked(&self) -> bool {
+        self.origin.is_forked()
+    }
 }
 
 /// What was found of requests.

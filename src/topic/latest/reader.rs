@@ -25,7 +25,7 @@ use crate::service::hub::Hub;
 use crate::topic::join;
 use crate::wait::block::block_on;
 use crate::wait::sources::Ready;
-use crate::wait::tasks::{Place, Timeout};
+use crate::wait::tasks::{Drive, Place, Timeout};
 use crate::wait::{Wait, Waiter};
 
 /// How often a task looks for itself, before it leaves that to the quiet thread.
@@ -169,7 +169,8 @@ impl<T: ShmLatest> Latest<T> {
     fn listen_for_set(&mut self) {
         // In this order: what rings behind the look of `listen` is remembered.
         if self.waiting.has_nothing() && self.hub.listen() {
-            self.waiting.has_some();
+            // There is something after all; and a set on another thread may sleep by now.
+            self.waiting.drive();
         }
     }
 

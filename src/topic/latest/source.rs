@@ -33,7 +33,7 @@ pub(super) struct Known<T: ShmLatest> {
 }
 
 // SAFETY: its pointers lead into mappings that are only read, and are only followed while their source holds the value.
-unsafe impl<T: ShmLatest> Send for Known<T> {}
+unsafe impl<T: ShmLatest<Archived: Sync>> Send for Known<T> {}
 
 impl<T: ShmLatest> Known<T> {
     fn new() -> Known<T> {

@@ -25,8 +25,8 @@ struct State {
     sets: Vec<Waker>,
     /// Whether there may be something that the reader has not found.
     may_have: bool,
-    /// Whether a set may ask.
-    is_asked: bool,
+    /// How many sets may ask.
+    asking: usize,
 }
 
 impl Waiting {
@@ -36,7 +36,7 @@ impl Waiting {
                 changed: Wakers::default(),
                 sets: Vec::new(),
                 may_have: true,
-                is_asked: false,
+                asking: 0,
             }),
             port: port.clone(),
             origin,
@@ -60,22 +60,21 @@ impl Waiting {
 
     /// A set may ask from now on.
     pub(super) fn is_in_set(&self) {
-        lock(&self.state).is_asked = true;
+        // In a forked child the lock is the parent's.
+        if !self.origin.is_forked() {
+            lock(&self.state).asking += 1;
+        }
     }
 
     /// Nothing was found; true where the lanes are to ring, since a set may wait. What rings from now on is
     /// remembered.
     pub(super) fn has_nothing(&self) -> bool {
         let mut state = lock(&self.state);
-        if state.is_asked {
+        let is_asked = state.asking > 0;
+        if is_asked {
             state.may_have = false;
         }
-        state.is_asked
-    }
-
-    /// There is something after all.
-    pub(super) fn has_some(&self) {
-        lock(&self.state).may_have = true;
+        is_asked
     }
 }
 
@@ -113,8 +112,15 @@ impl Ready for Waiting {
     }
 
     fn forget(&self, waker: &Waker) {
-        let forgotten = forget(&mut lock(&self.state).sets, waker);
+        let mut state = lock(&self.state);
+        state.asking = state.asking.saturating_sub(1);
+        let forgotten = forget(&mut state.sets, waker);
+        drop(state);
         drop(forgotten);
+    }
+
+    fn is_forked(&self) -> bool {
+        self.origin.is_forked()
     }
 }
 

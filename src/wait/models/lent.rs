@@ -83,6 +83,7 @@ fn no_message_is_written_while_one_of_several_reads_it() {
             .into_iter()
             .for_each(|thread| thread.join().unwrap());
     });
+    assert!(WRITTEN.load(std::sync::atomic::Ordering::Relaxed));
 }
 
 /// *Why no pin is freed that a receiver may look at*: it is given up with its record, by whoever sweeps the book.

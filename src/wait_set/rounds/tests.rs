@@ -61,6 +61,10 @@ impl Ready for Arc<Port> {
     fn forget(&self, _waker: &Waker) {
         drop(self.kept());
     }
+
+    fn is_forked(&self) -> bool {
+        false
+    }
 }
 
 /// A set of such ports, by their numbers.
