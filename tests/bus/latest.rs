@@ -327,6 +327,62 @@ fn each_change_is_told_of_once_and_the_newest_of_each_key() {
 }
 
 #[test]
+fn a_publisher_that_comes_later_is_found_by_who_has_looked_before() {
+    let _together = together();
+    let name = name("comes-later");
+    let bus = open(&name);
+    let mut latest = latest(&bus);
+    let mut one = publisher(&open(&name));
+    one.publish(&state("a", 1)).expect("there is memory");
+    assert_eq!(version_of(&mut latest, "a"), Some(1));
+    let mut other = publisher(&open(&name));
+    assert_eq!(version_of(&mut latest, "a"), Some(1));
+    other.publish(&state("a", 2)).expect("there is memory");
+    assert_eq!(version_of(&mut latest, "a"), Some(2));
+    for version in 3..50 {
+        let publisher = if version % 3 == 0 {
+            &mut one
+        } else {
+            &mut other
+        };
+        publisher
+            .publish(&state("a", version))
+            .expect("there is memory");
+        assert_eq!(version_of(&mut latest, "a"), Some(version));
+        // Told of once, and never an older one behind it.
+        assert_eq!(changes(&mut latest).last(), Some(&format!("a={version}")));
+        assert_eq!(changes(&mut latest), [""; 0]);
+    }
+}
+
+#[test]
+fn an_older_value_is_not_told_of_behind_a_newer_one() {
+    let _together = together();
+    let name = name("older-behind");
+    let (mut one, mut other) = (publisher(&open(&name)), publisher(&open(&name)));
+    // Whichever of them is looked at first.
+    for turn in 0..20 {
+        let (first, last) = match turn % 2 {
+            0 => (&mut one, &mut other),
+            _ => (&mut other, &mut one),
+        };
+        first
+            .publish(&state("a", 2 * turn))
+            .expect("there is memory");
+        last.publish(&state("a", 2 * turn + 1))
+            .expect("there is memory");
+        let bus = open(&name);
+        let mut latest = latest(&bus);
+        let told = changes(&mut latest);
+        assert_eq!(
+            told.last(),
+            Some(&format!("a={}", 2 * turn + 1)),
+            "{told:?}"
+        );
+    }
+}
+
+#[test]
 fn of_several_publishers_the_last_one_counts() {
     let _together = together();
     let name = name("several");
@@ -338,8 +394,8 @@ fn of_several_publishers_the_last_one_counts() {
     assert_eq!(version_of(&mut latest, "a"), Some(2));
     one.publish(&state("a", 3)).expect("there is memory");
     assert_eq!(version_of(&mut latest, "a"), Some(3));
-    let told = changes(&mut latest);
-    assert!(told.contains(&"a=3".to_owned()), "{told:?}");
+    // The newest last, and nothing older behind it.
+    assert_eq!(changes(&mut latest).last(), Some(&"a=3".to_owned()));
     // One that goes takes its value with it; that of the other counts again.
     drop(one);
     assert!(latest.changed().wait().expect("not forked"));

@@ -24,8 +24,9 @@ pub(super) enum Told {
 
 /// See the module.
 pub(super) struct Sources<T: ShmLatest> {
-    /// By lane.
+    /// By lane; and how many there are.
     sources: Vec<Option<Source<T>>>,
+    count: usize,
     /// Where there are values of a key.
     by_key: HashMap<Box<[u8]>, Vec<Spot>>,
     /// Where the key was found that was last asked for, if in one place only, and nothing was bound since.
@@ -39,6 +40,7 @@ impl<T: ShmLatest> Sources<T> {
     pub(super) fn new() -> Sources<T> {
         Sources {
             sources: Vec::new(),
+            count: 0,
             by_key: HashMap::new(),
             last: None,
             changed: VecDeque::new(),
@@ -61,6 +63,7 @@ impl<T: ShmLatest> Sources<T> {
             self.sources.resize_with(lane + 1, || None);
         }
         self.sources[lane] = Some(Source::new(reading));
+        self.count += 1;
         self.note_all(lane);
     }
 
@@ -69,6 +72,7 @@ impl<T: ShmLatest> Sources<T> {
         let Some(source) = self.sources.get_mut(lane).and_then(Option::take) else {
             return;
         };
+        self.count -= 1;
         self.last = None;
         self.changed.retain(|&(of, _)| of != lane);
         for (index, known) in source.entries.into_iter().enumerate() {
@@ -166,6 +170,10 @@ impl<T: ShmLatest> Sources<T> {
                 _ => return self.find_anew(key),
             },
         };
+        // Another publisher may have a value of this key by now.
+        if self.count > 1 && self.has_bindings() {
+            return self.find_anew(key);
+        }
         match self.hold(spot) {
             (Some(segment), true) => {
                 self.last = Some(spot);
@@ -173,6 +181,12 @@ impl<T: ShmLatest> Sources<T> {
             }
             _ => self.find_anew(key),
         }
+    }
+
+    /// Whether entries may have been given to other keys since all were looked at.
+    fn has_bindings(&self) -> bool {
+        let mut sources = self.sources.iter().flatten();
+        sources.any(|source| source.bindings_now() != source.bindings)
     }
 
     /// The key by which an entry is found.
@@ -298,7 +312,23 @@ impl<T: ShmLatest> Sources<T> {
             }
             return self.removed(key);
         }
+        if held.is_some() && !self.is_newest(spot) {
+            self.let_go(spot);
+            return None;
+        }
         held.map(|segment| Told::Value(spot, segment))
+    }
+
+    /// Whether no other publisher has a value of the same key that was published later, as far as is known: what
+    /// is not, will be told of.
+    fn is_newest(&self, spot: Spot) -> bool {
+        let published = |(lane, index): Spot| {
+            let source = self.sources.get(lane).and_then(Option::as_ref);
+            source.map_or(0, |source| source.entries[index].published)
+        };
+        let spots = self.key(spot).and_then(|key| self.by_key.get(key));
+        let mut others = spots.into_iter().flatten();
+        others.all(|other| published(*other) <= published(spot))
     }
 
     /// A key has no value any more, unless another publisher has one: then that is told of.
