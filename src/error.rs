@@ -340,7 +340,9 @@ pub enum SendError {
     #[error(transparent)]
     Memory(#[from] MemoryError),
     /// A publisher of newest values has one for so many keys already.
-    #[error("a publisher has newest values for {most} keys at most; remove some")]
+    #[error(
+        "a publisher has newest values for {most} keys at most, of 16 MiB together; remove some"
+    )]
     Keys {
         /// The most that is possible.
         most: usize,

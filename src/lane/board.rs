@@ -160,8 +160,7 @@ impl Board {
         let mut book = lock(&self.book);
         let index = book.newest.len();
         let Some((row, _)) = place_of(index) else {
-            let most = (0..BOARD_ROWS).map(row_len).sum();
-            return Err(SendError::Keys { most });
+            return Err(self.has_too_many());
         };
         let mut block = None;
         if row == book.rows.len() {
@@ -175,6 +174,12 @@ impl Board {
         }
         book.newest.push(None);
         Ok((index, block))
+    }
+
+    /// Why no other key can have a value.
+    pub(crate) fn has_too_many(&self) -> SendError {
+        let most = (0..BOARD_ROWS).map(row_len).sum();
+        SendError::Keys { most }
     }
 
     /// Tells readers of an entry that was made, after its row can be found by them.

@@ -144,6 +144,12 @@ impl Reading {
             .map_or(0, |entry| load_acquire(&entry.version))
     }
 
+    /// Where the newest value of an entry lies, which is not held.
+    pub(crate) fn location(&self, index: usize) -> Location {
+        let location = self.entry(index).map(|entry| load_acquire(&entry.location));
+        location.map_or(Location::NOWHERE, Location::from_word)
+    }
+
     /// Holds the newest value of an entry, until another is held or this one is [let go](Self::let_go).
     #[inline(always)]
     pub(crate) fn hold(&self, index: usize) -> Location {

@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use super::lock;
 use super::pins::Known;
+use super::{Link, lock};
 use crate::error::Fault;
 use crate::memory::segment::PeerSegment;
 use crate::sync::{AtomicU64, Ordering};
@@ -57,6 +57,13 @@ impl Drop for Share {
         // Relaxed: counts that only bound how much is mapped.
         self.presence.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         self.presence.segments.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Link {
+    /// How many bytes of the peer's memory are mapped.
+    pub(crate) fn mapped_bytes(&self) -> u64 {
+        self.mapped.bytes()
     }
 }
 
@@ -108,6 +115,14 @@ impl Mapped {
     pub(super) fn get(&self, id: u64) -> Option<Arc<PeerSegment>> {
         let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
         segments.get(&id).cloned()
+    }
+
+    /// How many bytes are mapped.
+    pub(super) fn bytes(&self) -> u64 {
+        let presence = lock(&self.presence);
+        // Relaxed: as in `Share`.
+        let bytes = |presence: &Arc<Presence>| presence.bytes.load(Ordering::Relaxed);
+        presence.as_ref().map_or(0, bytes)
     }
 
     /// Forgets a segment that no new message refers to.

@@ -73,6 +73,12 @@ impl Location {
     }
 }
 
+/// The most bytes of a key: of a path on Linux.
+pub(crate) const MOST_KEY: usize = 4096;
+
+/// The most bytes of all keys of a board.
+pub(crate) const MOST_KEY_BYTES: usize = 16 << 20;
+
 /// In which row of a board an entry lies, and where in it. `None` where no board has so many.
 pub(crate) fn place_of(index: usize) -> Option<(usize, usize)> {
     let row = (index / FIRST_ROW + 1).ilog2() as usize;

@@ -8,6 +8,7 @@ use crate::bus::Shared as BusShared;
 use crate::error::{ConnectError, SendError};
 use crate::lane::{Board, PackedValue};
 use crate::link::offer::Offer;
+use crate::memory::board::{MOST_KEY, MOST_KEY_BYTES};
 use crate::message::{LatestKey, ShmLatest};
 use crate::service::contract::Contract;
 use crate::topic::core::{Change, Core};
@@ -52,6 +53,8 @@ pub struct LatestPublisher<T: ShmLatest> {
     /// The entry of each key, and those of no key.
     entries: HashMap<Box<[u8]>, usize>,
     free: Vec<usize>,
+    /// How many bytes the keys have.
+    key_bytes: usize,
     timed: bool,
     bus: Arc<BusShared>,
     _message: PhantomData<fn(T)>,
@@ -72,6 +75,7 @@ impl<T: ShmLatest> LatestPublisher<T> {
             board,
             entries: HashMap::new(),
             free: Vec::new(),
+            key_bytes: 0,
             timed: node.config().timestamps,
             bus: bus.clone(),
             _message: PhantomData,
@@ -104,6 +108,14 @@ impl<T: ShmLatest> LatestPublisher<T> {
     /// The first value of a key.
     #[cold]
     fn publish_first(&mut self, key: &[u8], packed: PackedValue) -> Result<(), SendError> {
+        if key.len() > MOST_KEY {
+            return Err(SendError::Encode {
+                what: format!("a key has {MOST_KEY} bytes at most, and not {}", key.len()),
+            });
+        }
+        if self.key_bytes + key.len() > MOST_KEY_BYTES {
+            return Err(self.board.has_too_many());
+        }
         let (index, is_new, row) = match self.free.pop() {
             Some(index) => (index, false, None),
             None => {
@@ -111,6 +123,7 @@ impl<T: ShmLatest> LatestPublisher<T> {
                 (index, true, row)
             }
         };
+        self.key_bytes += key.len();
         self.entries.insert(key.into(), index);
         let change = Change {
             index,
@@ -130,7 +143,11 @@ impl<T: ShmLatest> LatestPublisher<T> {
     /// [`SendError::Forked`].
     pub fn remove(&mut self, key: &<T::Key as LatestKey>::Query) -> Result<bool, SendError> {
         self.check_fork()?;
-        let index = T::Key::with_bytes(key, |key| self.entries.remove(key));
+        let index = T::Key::with_bytes(key, |key| {
+            let index = self.entries.remove(key)?;
+            self.key_bytes -= key.len();
+            Some(index)
+        });
         if let Some(index) = index {
             self.change(index, None, true);
             self.free.push(index);

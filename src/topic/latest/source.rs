@@ -9,10 +9,13 @@ use std::sync::{Arc, Weak};
 use super::current::Current;
 use crate::error::Fault;
 use crate::lane::{Found, Reading, version_at};
-use crate::memory::board::Location;
+use crate::memory::board::{Location, MOST_KEY, MOST_KEY_BYTES};
 use crate::memory::layout::ValueHeader;
 use crate::memory::segment::PeerSegment;
 use crate::message::{LatestKey, ShmLatest, check};
+
+/// What was mapped a moment ago is little more than this.
+const SLACK: u64 = 64 << 20;
 
 /// What is known of an entry.
 pub(super) struct Known<T: ShmLatest> {
@@ -69,6 +72,9 @@ pub(super) struct Source<T: ShmLatest> {
     pub(super) bindings: u64,
     /// How many notes were meant for this reader when all entries were last looked at for want of some.
     pub(super) offered: u64,
+    /// How many bytes the keys of its entries have, and how many of messages were validated.
+    key_bytes: usize,
+    pub(super) validated: u64,
     /// Its publisher broke the protocol.
     is_broken: bool,
 }
@@ -80,6 +86,8 @@ impl<T: ShmLatest> Source<T> {
             entries: Vec::new(),
             bindings: 0,
             offered: 0,
+            key_bytes: 0,
+            validated: 0,
             is_broken: false,
         }
     }
@@ -94,10 +102,16 @@ impl<T: ShmLatest> Source<T> {
         self.reading.version(index)
     }
 
-    /// Learns how many entries there are.
-    pub(super) fn count(&mut self) -> usize {
+    /// Learns how many entries there are, of which so many may be known here.
+    pub(super) fn count(&mut self, most: usize) -> usize {
         match self.reading.count() {
             _ if self.is_broken => 0,
+            Ok(count) if count > most => {
+                self.broken(Fault::Control {
+                    what: "one of too many boards of newest values",
+                });
+                0
+            }
             Ok(count) => {
                 let count = count.max(self.entries.len());
                 self.entries.resize_with(count, Known::new);
@@ -146,6 +160,7 @@ impl<T: ShmLatest> Source<T> {
                 return Hold::Nothing;
             }
         };
+        self.validated += found.bytes.len() as u64;
         let known = &mut self.entries[index];
         known.location = location;
         known.version = found.version;
@@ -157,6 +172,46 @@ impl<T: ShmLatest> Source<T> {
         let key = T::archived_key(unsafe { archived.as_ref() });
         let key = T::Key::with_archived(key, |key| Box::from(key));
         Hold::Read(found.segment, key)
+    }
+
+    /// An entry has this key from now on. False, and the end of the link, where its keys are too long.
+    pub(super) fn bind(&mut self, index: usize, key: Box<[u8]>) -> bool {
+        self.key_bytes += key.len();
+        if key.len() > MOST_KEY || self.key_bytes > MOST_KEY_BYTES {
+            self.broken(Fault::Control {
+                what: "a board whose keys are too long",
+            });
+            return false;
+        }
+        self.entries[index].key = Some(key);
+        true
+    }
+
+    /// An entry has no key any more.
+    pub(super) fn unbind(&mut self, index: usize) -> Option<Box<[u8]>> {
+        let key = self.entries[index].key.take()?;
+        self.key_bytes -= key.len();
+        Some(key)
+    }
+
+    /// Whether the value of an entry is still the one that was read last.
+    pub(super) fn is_as_read(&self, index: usize) -> bool {
+        let known = &self.entries[index];
+        // Its version was written behind its location: of an honest publisher, both show a value that was removed.
+        self.reading.version(index) == known.version
+            && self.reading.location(index) == known.location
+    }
+
+    /// Ends the link of a publisher that has several values of one key, or has had more validated than it can have.
+    #[cold]
+    pub(super) fn refuse(&mut self, what: &'static str) {
+        self.broken(Fault::Control { what });
+    }
+
+    /// The most bytes of messages that an honest publisher has: two times what there is of its memory, as values may be
+    /// replaced while others are looked at.
+    pub(super) fn most_bytes(&self) -> u64 {
+        2 * self.reading.link().mapped_bytes() + SLACK
     }
 
     /// Nothing of this board is looked at any more.

@@ -12,6 +12,9 @@ use crate::message::ShmLatest;
 /// Where a value is: the lane of its publisher, and its entry there.
 pub(super) type Spot = (usize, usize);
 
+/// The most entries that are known, of all publishers.
+const MOST_ENTRIES: usize = 1 << 20;
+
 /// How often a key is looked for whose publisher removes it at the same time.
 const TURNS: usize = 2;
 
@@ -88,9 +91,16 @@ impl<T: ShmLatest> Sources<T> {
         let Some(source) = self.source(lane) else {
             return;
         };
-        if index >= source.entries.len() && index >= source.count() {
-            return;
+        if index >= source.entries.len() {
+            let most = self.most_entries(lane);
+            let count = self.source(lane).map_or(0, |source| source.count(most));
+            if index >= count {
+                return;
+            }
         }
+        let Some(source) = self.source(lane) else {
+            return;
+        };
         let known = &mut source.entries[index];
         if !std::mem::replace(&mut known.is_queued, true) {
             self.changed.push_back((lane, index));
@@ -99,7 +109,8 @@ impl<T: ShmLatest> Sources<T> {
 
     /// Any entry of a lane may have changed.
     pub(super) fn note_all(&mut self, lane: usize) {
-        let count = self.source(lane).map_or(0, Source::count);
+        let most = self.most_entries(lane);
+        let count = self.source(lane).map_or(0, |source| source.count(most));
         (0..count).for_each(|index| self.note((lane, index)));
     }
 
@@ -135,22 +146,37 @@ impl<T: ShmLatest> Sources<T> {
             Hold::Read(segment, key) => (Some(segment), Some(key)),
             Hold::Nothing | Hold::Known(_) => (None, None),
         };
-        let source = self.sources.get_mut(lane).and_then(Option::as_mut);
-        let Some(known) = source.and_then(|source| source.entries.get_mut(index)) else {
+        let Some(source) = self.sources.get_mut(lane).and_then(Option::as_mut) else {
+            return (segment, false);
+        };
+        let Some(known) = source.entries.get(index) else {
             return (segment, false);
         };
         if known.key == key {
             return (segment, true);
         }
         self.last = None;
-        if let Some(before) = known.key.take() {
+        if let Some(before) = source.unbind(index) {
             unbind(&mut self.by_key, &before, (lane, index));
         }
-        if let Some(key) = &key {
-            let spots = self.by_key.entry(key.clone()).or_default();
-            spots.push((lane, index));
+        let Some(key) = key else {
+            return (segment, false);
+        };
+        // Where another entry of this board had the key, it has it no more.
+        let spots = self.by_key.get(&key).into_iter().flatten();
+        let twin = spots.copied().find(|(of, _)| *of == lane);
+        if let Some((_, twin)) = twin {
+            if source.is_as_read(twin) {
+                source.refuse("a board with two values of one key");
+                return (None, false);
+            }
+            source.unbind(twin);
+            unbind(&mut self.by_key, &key, (lane, twin));
         }
-        known.key = key;
+        if !source.bind(index, key.clone()) {
+            return (None, false);
+        }
+        self.by_key.entry(key).or_default().push((lane, index));
         (segment, false)
     }
 
@@ -235,15 +261,39 @@ impl<T: ShmLatest> Sources<T> {
             if std::mem::replace(&mut source.bindings, bindings) == bindings {
                 continue;
             }
-            for index in 0..source.count() {
-                let source = self.source(lane);
-                let source = source.filter(|source| index < source.entries.len());
-                if source.is_some_and(|s| s.version(index) != s.entries[index].version) {
-                    self.hold((lane, index));
-                    self.let_go((lane, index));
-                }
+            self.look_at_all(lane);
+        }
+    }
+
+    /// Reads all entries of a board that have changed.
+    fn look_at_all(&mut self, lane: usize) {
+        let most = self.most_entries(lane);
+        let Some(source) = self.source(lane) else {
+            return;
+        };
+        let (count, before, most) = (source.count(most), source.validated, source.most_bytes());
+        for index in 0..count {
+            let source = self.source(lane);
+            let source = source.filter(|source| index < source.entries.len());
+            let Some(source) = source else {
+                return;
+            };
+            if source.validated - before > most {
+                return source.refuse("a board with more in it than its publisher has");
+            }
+            if source.version(index) != source.entries[index].version {
+                self.hold((lane, index));
+                self.let_go((lane, index));
             }
         }
+    }
+
+    /// How many entries of a board may be known: all boards together have what takes some 100 MiB.
+    fn most_entries(&self, lane: usize) -> usize {
+        let others = self.sources.iter().enumerate();
+        let others = others.filter(|(of, _)| *of != lane);
+        let known = others.filter_map(|(_, source)| Some(source.as_ref()?.entries.len()));
+        MOST_ENTRIES.saturating_sub(known.sum())
     }
 
     /// Whether something may have changed that was not told of.

@@ -122,6 +122,61 @@ fn boards_that_are_none_end_the_link() {
     }
 }
 
+#[test]
+fn two_values_of_one_key_end_the_link() {
+    let mut bench = bench("twins");
+    bench.forged.publish(&state("other", 1)).unwrap();
+    assert!(bench.latest.get("other").unwrap().is_some());
+    let board = bench.forged.board();
+    board.forge_location(1, board.location(0));
+    assert!(bench.latest.get("other").unwrap().is_none());
+    bench.check_refused("twins");
+}
+
+/// A key that goes to another entry is found there, also by who has not looked since.
+#[test]
+fn a_key_may_come_back_elsewhere() {
+    let mut bench = bench("elsewhere");
+    bench.forged.publish(&state("other", 1)).unwrap();
+    assert!(bench.latest.get("other").unwrap().is_some());
+    bench.forged.remove("forged").unwrap();
+    bench.forged.remove("other").unwrap();
+    // In the other order, so that each has the entry of the other now.
+    bench.forged.publish(&state("forged", 3)).unwrap();
+    bench.forged.publish(&state("other", 4)).unwrap();
+    assert_eq!(bench.latest.get("forged").unwrap().unwrap().number, 3);
+    assert_eq!(bench.latest.get("other").unwrap().unwrap().number, 4);
+    assert_eq!(bench.reads.take_incidents(), []);
+}
+
+#[test]
+fn keys_have_a_most() {
+    let mut bench = bench("long-keys");
+    let longest = "x".repeat(4096);
+    bench.honest.publish(&state(&longest, 5)).unwrap();
+    assert_eq!(bench.latest.get(&longest).unwrap().unwrap().number, 5);
+    let refused = bench.honest.publish(&state(&(longest + "x"), 6));
+    assert!(
+        matches!(refused, Err(SendError::Encode { .. })),
+        "{refused:?}"
+    );
+    // As many as fit 16 MiB, those that are there among them.
+    let key = |number: usize| format!("{number:04096}");
+    let most = (16 << 20) / 4096 - 2;
+    for number in 0..most {
+        bench.honest.publish(&state(&key(number), 7)).unwrap();
+    }
+    let refused = bench.honest.publish(&state(&key(most), 7));
+    assert!(
+        matches!(refused, Err(SendError::Keys { .. })),
+        "{refused:?}"
+    );
+    assert!(bench.honest.remove(&key(0)).unwrap());
+    bench.honest.publish(&state(&key(most), 8)).unwrap();
+    assert_eq!(bench.latest.get(&key(most)).unwrap().unwrap().number, 8);
+    assert_eq!(bench.latest.get(&key(1)).unwrap().unwrap().number, 7);
+}
+
 /// One that says less than it has, or that something changed which did not: nothing comes of it.
 #[test]
 fn what_is_merely_odd_harms_nobody() {
@@ -155,7 +210,7 @@ fn holds_of_any_kind_cost_memory_at_most() {
     let (publishes, reads) = (config.open(&name).unwrap(), Bus::open(&name).unwrap());
     let mut publisher = publishes.latest_publisher::<State>().unwrap();
     let mut latest = reads.latest::<State>().unwrap();
-    let long = "x".repeat(9_000);
+    let long = "x".repeat(4_000);
     publisher.publish(&state("a", 0)).unwrap();
     assert!(latest.get("a").unwrap().is_some());
     for word in [1, u64::MAX >> 1, u64::MAX, 1 << 63 | 500] {
