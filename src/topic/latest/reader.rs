@@ -206,7 +206,11 @@ impl<T: ShmLatest> Latest<T> {
 
     /// Learns who has come and gone, and what they say has changed.
     fn take_notes(&mut self) {
-        for _ in 0..NOTES {
+        self.take_some_notes(NOTES);
+    }
+
+    fn take_some_notes(&mut self, most: usize) {
+        for _ in 0..most {
             let next = self.hub.try_next();
             // First those that are gone: their numbers are used again.
             for lane in self.hub.take_gone() {
@@ -348,5 +352,22 @@ impl<T: ShmLatest> Drop for Changed<'_, T> {
 impl<T: ShmLatest> Latest<T> {
     pub(super) fn forge_hold(&self, word: u64) {
         self.sources.forge_hold(word);
+    }
+
+    /// Takes so many notes at most, and has lanes ring for the next.
+    pub(super) fn take_some_and_listen(&mut self, most: usize) {
+        self.take_some_notes(most);
+        self.hub.listen();
+    }
+
+    /// As if all that is known to have changed had been told of.
+    pub(super) fn forget_changes(&mut self) {
+        while self.sources.next_change().is_some() {}
+    }
+
+    /// Whether it hears of a change, other than by counting what it has missed.
+    pub(super) fn hears(&mut self) -> bool {
+        self.take_notes();
+        self.sources.has_changed()
     }
 }

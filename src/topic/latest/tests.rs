@@ -171,10 +171,39 @@ fn keys_have_a_most() {
         matches!(refused, Err(SendError::Keys { .. })),
         "{refused:?}"
     );
+    assert_eq!(bench.latest.get(&key(0)).unwrap().unwrap().number, 7);
     assert!(bench.honest.remove(&key(0)).unwrap());
     bench.honest.publish(&state(&key(most), 8)).unwrap();
     assert_eq!(bench.latest.get(&key(most)).unwrap().unwrap().number, 8);
     assert_eq!(bench.latest.get(&key(1)).unwrap().unwrap().number, 7);
+}
+
+/// Also where a look is cut off right behind the last note of a lane that is not watched.
+#[test]
+fn no_lane_goes_deaf() {
+    let name = format!("unit-latest-deaf-{}", std::process::id());
+    let buses: [Bus; 7] = std::array::from_fn(|_| Bus::open(&name).unwrap());
+    let mut latest = buses[0].latest::<State>().unwrap();
+    let mut publishers: Vec<_> = buses[1..]
+        .iter()
+        .map(|bus| bus.latest_publisher::<State>().unwrap())
+        .collect();
+    let mut number = 0;
+    for _ in 0..20 {
+        for publisher in &mut publishers {
+            number += 1;
+            publisher.publish(&state("a", number)).unwrap();
+        }
+        // Just the notes that there are, and no look that finds none.
+        latest.take_some_and_listen(publishers.len());
+        latest.forget_changes();
+        for publisher in &mut publishers {
+            number += 1;
+            publisher.publish(&state("a", number)).unwrap();
+            assert!(latest.hears(), "{number} is not heard of");
+            latest.forget_changes();
+        }
+    }
 }
 
 /// One that says less than it has, or that something changed which did not: nothing comes of it.
