@@ -69,6 +69,32 @@ pub(super) struct Core {
     me: Weak<Core>,
 }
 
+/// A message that is meant for a subscriber, unless it is not sent: also where archiving it panics.
+struct Offered<'a> {
+    outbox: &'a mut Outbox,
+    stands: bool,
+}
+
+impl<'a> Offered<'a> {
+    #[inline]
+    fn new(outbox: &'a mut Outbox) -> Self {
+        outbox.offer();
+        Offered {
+            outbox,
+            stands: false,
+        }
+    }
+}
+
+impl Drop for Offered<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if !self.stands {
+            self.outbox.unoffer();
+        }
+    }
+}
+
 impl Core {
     pub(super) fn new(
         node: &Arc<Node>,
@@ -172,19 +198,16 @@ impl Core {
         if lane.kept.is_some() {
             return Ok(None);
         }
-        lane.outbox.offer();
-        match lane.outbox.try_send(message, To::tag(0)) {
+        let mut offered = Offered::new(&mut lane.outbox);
+        let sent = offered.outbox.try_send(message, To::tag(0));
+        offered.stands = matches!(sent, Ok(()) | Err(SendError::Closed { .. }));
+        drop(offered);
+        match sent {
             Ok(()) => Ok(Some(!lane.outbox.was_large())),
             // It has ended: nobody is there to get it.
             Err(SendError::Closed { .. }) => Ok(Some(true)),
-            Err(SendError::Full) => {
-                lane.outbox.unoffer();
-                Ok(None)
-            }
-            Err(error) => {
-                lane.outbox.unoffer();
-                Err(error)
-            }
+            Err(SendError::Full) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use std::task::{Wake, Waker};
 use std::time::Instant;
 
-use super::lanes::{Key, Lane, MOST_OPENING, Opening};
+use super::lanes::{Key, Lane, MOST_BEHIND, MOST_OPENING, Opening};
 use super::{BUSY, Core};
 use crate::error::{ConnectError, OpenError};
 use crate::link::member::Member;
@@ -77,6 +77,10 @@ impl Core {
     /// A subscriber could not be reached: says so once, and tries it again in a moment where that may help.
     pub(super) fn unreached(&self, member: &Member, is_tried: bool, told: Option<(u32, String)>) {
         let (is_new, is_timed) = self.enter(|state| {
+            if state.unreached.len() >= MOST_BEHIND && !state.unreached.contains_key(member) {
+                // As for those behind: no bus has so many.
+                return (false, true);
+            }
             let before = state.unreached.insert(member.clone(), is_tried);
             (before.is_none(), before == Some(true))
         });
@@ -173,7 +177,10 @@ impl Follow for Core {
                 return false;
             }
             if state.opening_over(key.0) >= MOST_OPENING {
-                state.behind.insert(key.clone());
+                // More than a link can have lanes come from a peer that only says so.
+                if state.behind.len() < MOST_BEHIND {
+                    state.behind.insert(key.clone());
+                }
                 return false;
             }
             let (key, line) = (key.clone(), line.clone());

@@ -11,6 +11,8 @@ use crate::wait::tasks::{Later, Wakers};
 
 /// The most lanes that are being opened over one link: each takes memory, and a peer may never answer.
 pub(super) const MOST_OPENING: usize = 64;
+/// The most who are to be asked later, or tried again.
+pub(super) const MOST_BEHIND: usize = 1 << 16;
 /// After so many messages in blocks, each lane has looked what came back.
 const ROUND: usize = 16;
 

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use shmbus::{Event, OpenError, Wait};
+use shmbus::{Event, OpenError, ShmMessage, Wait};
 
 use super::Who::{self, Pipe};
 use super::{Everything, Negate, One, SHORT, Two, one, waiting};
@@ -45,9 +45,16 @@ fn another_process_is_heard() {
 }
 
 /// A part: a set in a forked child.
+#[derive(ShmMessage)]
+#[shm(latest = "set-newest")]
+struct Newest {
+    number: u64,
+}
+
 pub(crate) fn forks_with_a_set() {
     let bus = open("set-fork");
     let subscriber = bus.async_subscriber::<Two>().expect("it joins");
+    let newest = bus.latest::<Newest>().expect("it joins");
     let (pipe, mut end) = UnixStream::pair().expect("there are descriptors");
     let mut set = Some(bus.wait_set().expect("there are descriptors"));
     let waker = {
@@ -79,6 +86,11 @@ pub(crate) fn forks_with_a_set() {
                 wrong += is_forked(set.add_waker(Who::One).map(drop));
                 set.remove(Pipe);
                 drop(set);
+                // Nor has a set of its own anything of its parent's ports.
+                let own = open(&format!("set-fork-{}", std::process::id()));
+                let mut set = own.wait_set().expect("there are descriptors");
+                wrong += is_forked(set.add(Who::One, &subscriber));
+                wrong += is_forked(set.add(Who::One, &newest));
                 wrong
             });
             assert_eq!(end, 0);
