@@ -201,7 +201,7 @@ impl<T: Copy + Eq + Hash> WaitSet<T> {
     /// Chooses how this set waits, other than as [`Config::wait`](crate::Config::wait) says.
     ///
     /// One that never sleeps ([`Wait::Spin`]) looks directly at the four ports that had something last, and
-    /// asks the kernel for all others.
+    /// asks the kernel for all others, and for newest values.
     pub fn set_wait(&mut self, wait: Wait) {
         self.wait = wait;
     }

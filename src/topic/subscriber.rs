@@ -344,10 +344,17 @@ impl<T: ShmTopic> AsyncSubscriber<T> {
     /// As [`Subscriber::next`].
     pub fn try_next(&self) -> Result<Option<Kept<T>>, ReceiveError> {
         self.check_fork()?;
-        self.core.enter(|state| match look::<T>(state) {
-            Look::Found(kept) => Ok(Some(kept)),
-            Look::Lagged(lagged) => Err(lagged),
-            Look::Other | Look::Nothing => Ok(None),
+        self.core.enter(|state| {
+            // Behind what is no message, there may be some; but nobody keeps us at that for ever.
+            for _ in 0..LOOKS {
+                match look::<T>(state) {
+                    Look::Found(kept) => return Ok(Some(kept)),
+                    Look::Lagged(lagged) => return Err(lagged),
+                    Look::Other => {}
+                    Look::Nothing => break,
+                }
+            }
+            Ok(None)
         })
     }
 

@@ -1,7 +1,7 @@
 //! Handlers, values and wakers that panic.
 
 use std::future::poll_fn;
-use std::panic::catch_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Poll, Wake, Waker};
@@ -14,7 +14,7 @@ use shmbus::rkyv::{Archive, Place};
 use shmbus::{CallError, ShmMessage};
 
 use crate::ends::{Walk, walk};
-use crate::support::{Answer, Ask, name, open, poll, together};
+use crate::support::{Answer, Ask, alone, name, open, poll, together};
 
 /// Panics with a text that takes several cells, many at once.
 #[test]
@@ -52,6 +52,9 @@ fn panics_of_many_words_find_room_while_nobody_takes_them() {
 
 static BURSTS: AtomicBool = AtomicBool::new(false);
 
+/// Panics always.
+const UNLUCKY: u32 = 13;
+
 /// Archives a number, or panics.
 struct Bursting;
 
@@ -65,8 +68,9 @@ impl ArchiveWith<u32> for Bursting {
 }
 
 impl<S: Fallible + ?Sized> SerializeWith<u32, S> for Bursting {
-    fn serialize_with(_: &u32, _: &mut S) -> Result<(), S::Error> {
-        assert!(!BURSTS.load(Ordering::Relaxed), "it bursts");
+    fn serialize_with(number: &u32, _: &mut S) -> Result<(), S::Error> {
+        let bursts = BURSTS.load(Ordering::Relaxed) || *number == UNLUCKY;
+        assert!(!bursts, "it bursts");
         Ok(())
     }
 }
@@ -195,4 +199,33 @@ fn a_reply_that_panics_when_it_is_dropped_is_one() {
     drop(client);
     drop(serving);
     assert_eq!(bus.take_incidents(), []);
+}
+
+#[derive(ShmMessage)]
+#[shm(topic = "luck")]
+struct Luck {
+    #[rkyv(with = Bursting)]
+    number: u32,
+}
+
+/// What panics while it is archived was meant for nobody: none is told that it was lost.
+#[test]
+fn a_message_that_panics_while_it_is_archived_is_none() {
+    // Others have all of these burst at times.
+    let _alone = alone();
+    let bus = open(&name("luck"));
+    let mut subscriber = bus.subscriber::<Luck>().expect("it joins");
+    let mut publisher = bus.publisher::<Luck>().expect("it joins");
+    for number in [1, UNLUCKY, 2] {
+        let luck = Luck { number };
+        let published = catch_unwind(AssertUnwindSafe(|| publisher.publish(&luck)));
+        assert_eq!(published.is_err(), number == UNLUCKY);
+    }
+    drop(publisher);
+    bus.close();
+    for number in [1, 2] {
+        let luck = subscriber.next().expect("nothing is lost");
+        assert_eq!(luck.expect("it was published").number, number);
+    }
+    assert!(subscriber.next().expect("nothing is lost").is_none());
 }

@@ -185,9 +185,16 @@ impl<R: ShmRequest> AsyncServer<R> {
         if self.is_forked() {
             return Err(ReceiveError::Forked);
         }
-        self.core.enter(|state| match self.look(state) {
-            Look::Found(call) => Ok(Some(call)),
-            Look::More | Look::Nothing | Look::Ended => Ok(None),
+        self.core.enter(|state| {
+            // Behind those that are refused, there may be others; but nobody keeps us at that for ever.
+            for _ in 0..ROUNDS {
+                match self.look(state) {
+                    Look::Found(call) => return Ok(Some(call)),
+                    Look::More => {}
+                    Look::Nothing | Look::Ended => break,
+                }
+            }
+            Ok(None)
         })
     }
 

@@ -56,7 +56,8 @@ impl<T: ShmLatest<Archived: fmt::Debug, Key: fmt::Debug>> fmt::Debug for Change<
 ///
 /// A read takes no lock, waits for nobody, and costs the same however many read and however often the value has
 /// changed. It costs a system call only where a publisher has come or gone, or where a value lies in memory that was not
-/// looked at before.
+/// looked at before; and where that memory cannot be told of at the moment, as this process has not read its socket for
+/// long, it waits for it, a second at most.
 ///
 /// One thread or task has it; others make one of their own.
 ///
@@ -174,7 +175,8 @@ impl<T: ShmLatest> Latest<T> {
         }
     }
 
-    /// Waits until something has changed that [`try_next`](Self::try_next) tells of.
+    /// Waits until something has changed that [`try_next`](Self::try_next) tells of. Now and then that tells of nothing, as
+    /// where a value has come and gone meanwhile.
     pub fn changed(&mut self) -> Changed<'_, T> {
         Changed {
             latest: self,
