@@ -205,7 +205,10 @@ impl<T: ShmLatest> Sources<T> {
                 self.last = Some(spot);
                 Some((spot, segment))
             }
-            _ => self.find_anew(key),
+            _ => {
+                self.let_go(spot);
+                self.find_anew(key)
+            }
         }
     }
 
