@@ -142,6 +142,11 @@ pub enum Event<T> {
 
 /// A port that a [`WaitSet`] can wait for: an [`AsyncServer`], an [`AsyncSubscriber`], or newest values
 /// ([`Latest`]), of which [`try_next`](Latest::try_next) is then to be asked until it has nothing more.
+#[diagnostic::on_unimplemented(
+    message = "a `WaitSet` cannot wait for `{Self}`",
+    label = "not a port of tasks",
+    note = "those of tasks can be waited for: `Bus::async_subscriber`, `Bus::async_server`, `Bus::latest`"
+)]
 pub trait WaitPort: sealed::Sealed {}
 
 mod sealed {
@@ -240,12 +245,15 @@ impl<T: Copy + Eq + Hash> WaitSet<T> {
     ///
     /// The set has a copy of its own, so the caller's may be closed. But what it refers to, such as a connection,
     /// stays open until the source is [removed](Self::remove). A source that had this token before is
-    /// removed.
+    /// removed. At its end it is told of for ever: remove it then.
+    ///
+    /// Read it without a buffer, or empty the buffer each time: what lies in a buffer of yours, as in that of
+    /// [`std::io::stdin`], is not told of.
     ///
     /// # Errors
     ///
     /// - [`OpenError::System`] where the system has no more descriptors, or cannot wait for this one, as for a
-    ///   file on a disk.
+    ///   file on a disk and `/dev/null`.
     /// - [`OpenError::Forked`].
     ///
     /// In each case the set is as before.

@@ -54,7 +54,9 @@ impl std::str::FromStr for Cores {
     }
 }
 
-/// What the command line says.
+/// Measures, with both processes pinned, and prints a table.
+///
+/// `--quick` only checks that it runs. The names of cases are those of the table.
 #[derive(Parser, Debug)]
 pub struct Options {
     /// Print one JSON object a line.

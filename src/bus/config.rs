@@ -28,9 +28,9 @@ const PARENT: &str = "SHMBUS_PARENT_FD";
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// The most bytes of one archived message; at most 1 GiB, which is the format's own limit.
+    /// The most bytes of one archived message: 1 MiB by default, and 1 GiB at most, which is the format's own limit.
     pub max_message: usize,
-    /// The most bytes of shared memory that this bus takes from the system for what it sends.
+    /// The most bytes of shared memory that this bus takes from the system for what it sends: 256 MiB by default.
     ///
     /// One sender, or client, has at most an eighth of it out in large messages: it then waits
     /// until their receiver drops the views that it holds.

@@ -23,6 +23,7 @@ use crate::memory::board::{Held, Location, held_by, place_of, replace, row_len};
 use crate::memory::layout::{
     BOARD_ROWS, BoardBlock, CELL, Entry, HoldBlock, SegmentRef, ValueHeader,
 };
+use crate::memory::pins::Pins;
 use crate::memory::segment::OwnSegment;
 use crate::memory::shared::Shared;
 use crate::message::{EncodeError, ShmMessage, SlotWriter, encode, layout_of};
@@ -140,7 +141,16 @@ impl Board {
         };
         let start = message_start(layout_of::<T>().align);
         // Its size first: a value may stay for long, and is to take no more memory than it needs.
-        let len = encode(value, SlotWriter::counting()).map_err(refused)?;
+        let mut pins = Pins::default();
+        // SAFETY: 1. it is borrowed for longer than the writer lives.
+        let counting = unsafe { SlotWriter::counting().with_pins::<T>(&mut pins) };
+        let len = encode(value, counting).map_err(refused)?;
+        if !pins.is_empty() {
+            // No record lends them: nobody would know when they are not looked at any more.
+            return Err(SendError::Encode {
+                what: "newest values cannot refer to pins".to_owned(),
+            });
+        }
         if len > self.most {
             let (bytes, most) = (len, self.most);
             return Err(SendError::TooLarge { bytes, most });

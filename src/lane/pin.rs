@@ -52,7 +52,9 @@ pub(super) const FOREIGN: &str = "it refers to a message that another bus pinned
 /// - A handle that came in a message, made a value with `to_value`, keeps nothing. It can be compared, and not
 ///   be sent.
 ///
-/// A pinned message cannot refer to pins itself.
+/// It is sent by ports of the bus that pinned it, and of its clones: opening the same name once more makes another
+/// bus, with memory of its own. Neither a pinned message nor a newest value ([`Bus::latest_publisher`](crate::Bus::latest_publisher)) can
+/// refer to pins.
 ///
 /// # Examples
 ///
@@ -75,6 +77,7 @@ pub(super) const FOREIGN: &str = "it refers to a message that another bus pinned
 /// # let serving = std::thread::spawn(move || -> Result<(), shmbus::PinError> {
 /// // The engine: many requests, one validation.
 /// while let Ok(Some(call)) = server.next() {
+///     // What was opened borrows the call, which `reply` takes: it is let go before.
 ///     let at = {
 ///         let document = call.document.open(&call)?;
 ///         document.text.find(call.word.as_str()).map(|at| at as u64)

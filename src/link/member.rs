@@ -19,7 +19,7 @@ pub(crate) enum Part {
 }
 
 impl Part {
-    const ALL: [Part; 4] = [
+    pub(super) const ALL: [Part; 4] = [
         Part::Subscriber,
         Part::Publisher,
         Part::Reader,

@@ -38,8 +38,8 @@ use crate::sys::lock::{is_locked, try_lock};
 use crate::sys::socket::{Listener, Socket};
 use crate::sys::user_id;
 
-/// The endings of files that somebody owns.
-const ENDINGS: [&str; 3] = ["port", "sub", "pub"];
+/// The ending of files of ports.
+const PORT: &str = "port";
 
 const OWNED: i64 = 0;
 const TRUE: i64 = 1;
@@ -283,8 +283,8 @@ impl Place {
         };
         let paths = entries.flatten().map(|e| e.path());
         let (ports, others): (Vec<_>, Vec<_>) = paths.partition(|p| {
-            p.extension()
-                .is_some_and(|e| ENDINGS.iter().any(|of| e == *of))
+            let ending = p.extension();
+            ending.is_some_and(|e| e == PORT || Part::ALL.iter().any(|part| e == part.ending()))
         });
         let named: Vec<PathBuf> = ports.iter().filter_map(|p| self.sweep_port(p)).collect();
         for path in others.iter().filter(|p| !named.contains(p)) {

@@ -228,6 +228,24 @@ fn whoever_leaves_sweeps() {
     assert_eq!(names(dir.path()), Vec::<String>::new());
 }
 
+#[test]
+fn what_topics_left_is_swept() {
+    let _together = together();
+    let dir = Dir::new();
+    let mut visitor = visit(dir.path(), "only looks");
+    let mut publishes = Child::start_in(dir.path(), "publishes-newest", &["left"]);
+    assert_eq!(publishes.hear(), "published");
+    let mut reads = Child::start_in(dir.path(), "reads-newest", &["left"]);
+    assert_eq!(reads.hear(), "reads");
+    let mut subscribes = Child::start_in(dir.path(), "subscribes", &["left", "all"]);
+    assert_eq!(subscribes.hear(), "joined");
+    for child in [&mut publishes, &mut reads, &mut subscribes] {
+        child.kill();
+    }
+    assert!(visitor.end().success());
+    assert_eq!(names(dir.path()), Vec::<String>::new());
+}
+
 /// What a living process has stays, whoever leaves and sweeps.
 #[test]
 fn the_living_keep_what_they_have() {
