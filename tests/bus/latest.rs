@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use shmbus::{Bus, Change, Config, Latest, LatestPublisher, SendError, ShmMessage};
+use shmbus::{Bus, Change, Config, Latest, LatestPublisher, Pinned, SendError, ShmMessage};
 
 use crate::support::{Child, name, open, tell, together, told};
 
@@ -530,5 +530,23 @@ fn all_memory_returns() {
             thread::sleep(Duration::from_millis(1));
         }
         before = Some(used());
+    }
+}
+
+#[test]
+fn newest_values_refer_to_no_pins() {
+    #[derive(ShmMessage)]
+    #[shm(latest = "pinned-state")]
+    struct Refers {
+        document: Pinned<State>,
+    }
+    let _together = together();
+    let bus = open(&name("newest-pins"));
+    let mut publisher = bus.latest_publisher::<Refers>().expect("it joins");
+    let document = bus.pin(&state("a", 1)).expect("there is memory");
+    let refused = publisher.publish(&Refers { document }).err();
+    match refused {
+        Some(SendError::Encode { what }) => assert!(what.contains("newest values"), "{what}"),
+        other => panic!("{other:?}"),
     }
 }
