@@ -188,7 +188,10 @@ impl Link {
     /// Has all that is mapped of the peer stay so for as long as the returned lives. The caller has a port
     /// that uses a lane of the link.
     pub(crate) fn hold(self: &Arc<Link>) -> Hold {
-        self.state().lanes.hold();
+        // The books are the parent's, and may have been locked when this process was forked off.
+        if !self.is_forked() {
+            self.state().lanes.hold();
+        }
         Hold(self.clone())
     }
 
@@ -216,11 +219,15 @@ impl Link {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
     use super::*;
     use crate::memory::arena::{Arena, Limits};
     use crate::memory::pins::{PinBlock, Pins};
     use crate::sync::Ordering;
     use crate::sys::poll::Epoll;
+    use crate::sys::socket::Socket;
     use crate::wait::rings::RingSet;
 
     /// A lane that has lent one pin, of which there is no handle any more.
@@ -300,6 +307,30 @@ mod tests {
         bench.is_free.store(true, Ordering::Release);
         assert!(!bench.shelf.sweep());
         assert!(bench.is_freed());
+    }
+
+    /// As in a child that was forked off while another thread of its parent looked at the books.
+    #[test]
+    fn a_forked_child_holds_nothing_and_takes_no_lock() {
+        let (socket, _peer) = Socket::pair().unwrap();
+        let peer = socket.credentials().unwrap();
+        let epoll = Arc::new(Epoll::new().unwrap());
+        let origin = Origin::of_parent();
+        let link = Arc::new(Link::new(0, socket, peer, (Weak::new(), epoll), origin));
+        let (done, is_done) = mpsc::channel();
+        let held = link.state();
+        let holding = thread::spawn({
+            let link = link.clone();
+            move || {
+                drop(link.hold());
+                done.send(())
+            }
+        });
+        let end = is_done.recv_timeout(Duration::from_secs(60));
+        drop(held);
+        end.expect("it hangs at the lock");
+        holding.join().unwrap().unwrap();
+        assert!(!link.state().lanes.is_used());
     }
 
     #[test]
