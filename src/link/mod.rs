@@ -318,7 +318,7 @@ impl Link {
     /// The peer's segment with this number.
     ///
     /// Its announcement was sent before any reference to it, so if it is not here yet, it lies in
-    /// the socket: reading that is all the waiting there is.
+    /// the socket, also of a peer that died: reading that is all the waiting there is.
     pub(crate) fn segment(&self, id: u64) -> Result<Arc<PeerSegment>, Fault> {
         /// More than any honest peer says between an announcement and the first reference.
         const MOST_TURNS: usize = 1024;
