@@ -47,7 +47,7 @@ impl Origin {
     }
 
     /// The handle of a process that this one was forked off, as it seems.
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(crate) fn of_parent() -> Origin {
         static WIPED: u8 = 0;
         Origin(&raw const WIPED)
