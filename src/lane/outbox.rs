@@ -16,6 +16,7 @@ use std::time::Instant;
 use bytemuck::bytes_of;
 
 pub(super) use large::{archive_around, unchanged};
+use pins::Clearing;
 
 use super::MOST_INLINE;
 use super::stage::{Stage, encode_at, write_behind_header};
@@ -205,16 +206,15 @@ impl Outbox {
     /// [`SendError::Full`] where room will come when the receiver hands back; the others for good.
     #[inline(always)]
     pub(crate) fn try_send<T: ShmMessage>(&mut self, value: &T, to: To) -> Result<(), SendError> {
-        let error = loop {
-            match self.send_now(value, to) {
+        let clearing = Clearing::<T>::new(self);
+        loop {
+            match clearing.outbox.send_now(value, to) {
                 Ok(()) => return Ok(()),
                 Err(Stop::Again) => {}
-                Err(Stop::Wait) => break SendError::Full,
-                Err(Stop::Never(error)) => break error,
+                Err(Stop::Wait) => return Err(SendError::Full),
+                Err(Stop::Never(error)) => return Err(error),
             }
-        };
-        self.pins.clear();
-        Err(error)
+        }
     }
 
     /// As [`try_send`](Self::try_send), waiting for room until the deadline, or for ever.
@@ -226,19 +226,15 @@ impl Outbox {
         wait: Wait,
         deadline: Option<Instant>,
     ) -> Result<(), SendError> {
-        let error = loop {
-            match self.send_now(value, to) {
+        let clearing = Clearing::<T>::new(self);
+        loop {
+            match clearing.outbox.send_now(value, to) {
                 Ok(()) => return Ok(()),
                 Err(Stop::Again) => {}
-                Err(Stop::Wait) => match self.wait_for_room(to, wait, deadline) {
-                    Ok(()) => {}
-                    Err(error) => break error,
-                },
-                Err(Stop::Never(error)) => break error,
+                Err(Stop::Wait) => clearing.outbox.wait_for_room(to, wait, deadline)?,
+                Err(Stop::Never(error)) => return Err(error),
             }
-        };
-        self.pins.clear();
-        Err(error)
+        }
     }
 
     #[inline(always)]
@@ -543,6 +539,6 @@ impl Drop for Outbox {
     fn drop(&mut self) {
         // SAFETY: taken once, here, and `self` is used no more.
         let ring = unsafe { ManuallyDrop::take(&mut self.ring) };
-        self.parts.link.bury(self.parts.id, Box::new(ring));
+        self.parts.link.bury(self.parts.id, ring.into());
     }
 }

@@ -28,29 +28,32 @@ impl Link {
     /// Reads and handles control messages that have come. Called by the quiet thread, and by
     /// whoever cannot wait for it.
     pub(super) fn pump(&self) -> Read {
-        let Some(node) = self.node.upgrade() else {
-            return Read::All;
-        };
+        let node = self.node.upgrade();
         let mut buffer = lock(&self.reading);
         buffer.resize(wire::MOST_BYTES, 0);
-        let mut read = Read::Some;
+        let read = node.map_or(Read::All, |node| self.take_turn(&node, &mut buffer));
+        if self.is_dead() {
+            self.take_late(&mut buffer);
+        }
+        // Links are many, control messages few.
+        *buffer = Vec::new();
+        read
+    }
+
+    fn take_turn(&self, node: &Arc<Node>, buffer: &mut [u8]) -> Read {
         for _ in 0..TURN {
             if self.is_dead() {
-                read = Read::All;
-                break;
+                return Read::All;
             }
-            match self.socket.receive(&mut buffer) {
+            match self.socket.receive(buffer) {
                 Ok(Some((n, fds))) => {
                     let handled =
-                        wire::decode(&buffer[..n]).and_then(|c| self.handle(&node, c, fds));
+                        wire::decode(&buffer[..n]).and_then(|c| self.handle(node, c, fds));
                     if let Err(fault) = handled {
                         self.die(Some(fault));
                     }
                 }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    read = Read::All;
-                    break;
-                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Read::All,
                 Err(e) if e.kind() == io::ErrorKind::InvalidData => {
                     self.die(Some(Fault::Control { what: "too long" }));
                 }
@@ -59,9 +62,31 @@ impl Link {
                 Err(_) => self.die(None),
             }
         }
-        // Links are many, control messages few.
-        *buffer = Vec::new();
-        read
+        Read::Some
+    }
+
+    /// Takes the segments that the peer had announced when the link died, of what was not read: messages refer to
+    /// them that were there before, and pins. All else comes too late.
+    fn take_late(&self, buffer: &mut [u8]) {
+        /// More than an honest peer has announced and not seen read.
+        const MOST_LATE: usize = 4096;
+        if self.fault().is_some() {
+            return;
+        }
+        for _ in 0..MOST_LATE {
+            let Ok(Some((n, descriptors))) = self.socket.receive(buffer) else {
+                return;
+            };
+            let (Ok(Control::Segment { id, len }), Descriptors::Came(fds)) =
+                (wire::decode(&buffer[..n]), descriptors)
+            else {
+                continue;
+            };
+            if let [fd] = &fds[..] {
+                // One that cannot be mapped is not found by whoever looks for it.
+                let _ = self.mapped.add(id, len, fd);
+            }
+        }
     }
 
     fn handle(

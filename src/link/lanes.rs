@@ -11,6 +11,9 @@
 //! closed, and, where this side sent, released. A link that ends changes nothing of that for a
 //! peer that lives on: the promise is then given by the end of its half of the socket, which comes
 //! when it looks at nothing any more, or is dead.
+//!
+//! So that two which both live on do not wait for each other, what stays of a lane that sent, when its port is
+//! dropped and its link has ended, looks at nothing of the other's: it is blocks, cells and pins of ours.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -18,7 +21,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::line::{LaneId, Line};
-use crate::memory::ring::Producer;
+use crate::memory::pins::Book;
+use crate::memory::ring::Sent;
 
 /// How many lanes one link may have: what it costs us is bounded before our memory is used up.
 const MOST_LANES: usize = 16_384;
@@ -33,6 +37,8 @@ pub(super) struct Lanes {
     entries: HashMap<LaneId, Entry>,
     /// How many lanes are used by ports of ours, and how many hold what came on them.
     used: usize,
+    /// Nothing is sent any more on either side.
+    has_ended: bool,
     /// The peer looks at nothing any more: also to be seen without the lock that stands before this book.
     is_free: Arc<AtomicBool>,
 }
@@ -47,7 +53,7 @@ pub(super) struct Entry {
     #[allow(dead_code)] // held for its drop
     estate: Estate,
     /// What was sent, and what of it was not handed back, after our port was dropped.
-    sent: Option<Box<Producer>>,
+    sent: Option<Sent>,
 }
 
 impl Entry {
@@ -60,6 +66,38 @@ impl Entry {
 /// may tell peers so.
 #[must_use = "to be dropped without a lock"]
 pub(super) struct Freed(#[allow(dead_code)] Option<Entry>);
+
+/// What was buried, or need not be.
+#[must_use = "to be settled without a lock"]
+pub(super) struct Buried {
+    /// To look away, since its link has ended.
+    book: Option<Arc<Book>>,
+    /// Returned, since the peer does not look at it.
+    #[allow(dead_code)] // held for its drop
+    sent: Option<Sent>,
+}
+
+impl Buried {
+    pub(super) fn settle(self) {
+        self.book.iter().for_each(|book| book.look_away());
+    }
+}
+
+/// The lanes of a link that has ended.
+#[must_use = "to be closed without a lock"]
+pub(super) struct Ended {
+    lines: Vec<Arc<Line>>,
+    /// Of what was buried before.
+    books: Vec<Arc<Book>>,
+}
+
+impl Ended {
+    /// Wakes whoever waits on one of them, and looks away from what the peer hands back.
+    pub(super) fn close(self) {
+        self.lines.iter().for_each(|line| line.close());
+        self.books.iter().for_each(|book| book.look_away());
+    }
+}
 
 impl Lanes {
     /// Adds a lane that a port of ours uses; false where its number is in use.
@@ -133,7 +171,7 @@ impl Lanes {
     }
 
     /// The peer looks at nothing that was sent on a lane.
-    pub(super) fn released(&mut self, id: LaneId) -> (Option<Box<Producer>>, Freed) {
+    pub(super) fn released(&mut self, id: LaneId) -> (Option<Sent>, Freed) {
         let mut sent = None;
         let freed = self.change(id, |entry| {
             entry.theirs_released = true;
@@ -142,15 +180,28 @@ impl Lanes {
         (sent, freed)
     }
 
-    /// Takes what was sent from its port; returned where the peer does not look at it.
-    pub(super) fn bury(&mut self, id: LaneId, sent: Box<Producer>) -> Option<Box<Producer>> {
+    /// Takes what was sent from its port, where the peer may look at it.
+    pub(super) fn bury(&mut self, id: LaneId, sent: Sent) -> Buried {
         match self.entries.get_mut(&id) {
             Some(entry) if !entry.theirs_released => {
+                let book = sent.book().filter(|_| self.has_ended).cloned();
                 entry.sent = Some(sent);
-                None
+                Buried { book, sent: None }
             }
-            _ => Some(sent),
+            _ => Buried {
+                book: None,
+                sent: Some(sent),
+            },
         }
+    }
+
+    /// Nothing is sent any more.
+    pub(super) fn end(&mut self) -> Ended {
+        self.has_ended = true;
+        let sent = self.entries.values().filter_map(|e| e.sent.as_ref());
+        let books = sent.filter_map(Sent::book).cloned().collect();
+        let lines = self.lines();
+        Ended { lines, books }
     }
 
     /// The peer looks at nothing any more, and never will.
@@ -175,6 +226,9 @@ impl Lanes {
 mod tests {
     use super::*;
     use crate::memory::arena::{Arena, Limits};
+    use crate::memory::layout::{Cell, Kind, ReceiverBlock};
+    use crate::memory::pins::{PinBlock, Pins};
+    use crate::memory::ring::Producer;
     use crate::memory::shared::Shared;
     use crate::wait::{Sleeper, Waiter};
 
@@ -265,5 +319,55 @@ mod tests {
         assert!(bench.lanes.is_used());
         bench.step(0);
         assert!(!bench.lanes.is_used());
+    }
+
+    const PIN: u64 = 1 << 17;
+
+    impl Bench {
+        /// What was sent to a receiver, whose first record lends a pin.
+        fn sent(&self, receiver: &Shared<ReceiverBlock>) -> (Sent, Arc<Book>) {
+            let cells = Shared::heap_slice((0..64).map(|_| Cell::new()).collect());
+            let mut producer = Producer::new(cells, receiver.clone(), true);
+            let space = producer.here(1);
+            producer
+                .publish(&space, (Kind::Inline, 8, 0), 1, None)
+                .unwrap();
+            let mut pins = Pins::default();
+            pins.note(&PinBlock::new(Arc::new(self.arena.allocate(PIN).unwrap())));
+            let is_free = self.lanes.is_free().clone();
+            producer.lend(&space, pins, |receiver| {
+                Arc::new(Book::new(receiver, is_free))
+            });
+            let sent = Sent::from(producer);
+            let book = sent.book().unwrap().clone();
+            (sent, book)
+        }
+
+        fn is_lent(&self, book: &Book) -> bool {
+            book.sweep();
+            self.arena.usage().1 >= PIN
+        }
+    }
+
+    #[test]
+    fn what_is_buried_looks_at_the_peer_until_the_link_has_ended() {
+        // It never ends, ends behind the port, or before it.
+        for ends in [None, Some(false), Some(true)] {
+            let mut bench = bench(true);
+            let receiver = Shared::heap(ReceiverBlock::new());
+            let (sent, book) = bench.sent(&receiver);
+            if ends == Some(true) {
+                bench.lanes.end().close();
+            }
+            bench.lanes.bury(bench.id, sent).settle();
+            if ends == Some(false) {
+                bench.lanes.end().close();
+            }
+            assert!(bench.is_lent(&book));
+            receiver.handed_back[0].fetch_xor(1, Ordering::Release);
+            assert_eq!(bench.is_lent(&book), ends.is_some(), "{ends:?}");
+            drop(bench.lanes.free());
+            assert!(!bench.is_lent(&book));
+        }
     }
 }

@@ -49,7 +49,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Fault, MemoryError};
 use crate::memory::layout::{LAYOUT_VERSION, SegmentRef};
-use crate::memory::ring::Producer;
+use crate::memory::ring::Sent;
 use crate::memory::segment::{OwnSegment, PeerSegment};
 use crate::sync::{AtomicBool, Ordering};
 use crate::sys::fork::{Mine, Origin};
@@ -318,7 +318,7 @@ impl Link {
     /// The peer's segment with this number.
     ///
     /// Its announcement was sent before any reference to it, so if it is not here yet, it lies in
-    /// the socket: reading that is all the waiting there is.
+    /// the socket, also of a peer that died: reading that is all the waiting there is.
     pub(crate) fn segment(&self, id: u64) -> Result<Arc<PeerSegment>, Fault> {
         /// More than any honest peer says between an announcement and the first reference.
         const MOST_TURNS: usize = 1024;
@@ -484,12 +484,12 @@ impl Link {
     }
 
     /// Takes what was sent on a lane from its port, for as long as the peer may look at it.
-    pub(crate) fn bury(&self, id: LaneId, sent: Box<Producer>) {
+    pub(crate) fn bury(&self, id: LaneId, sent: Sent) {
         if self.origin.is_forked() {
             return;
         }
-        let freed = self.state().lanes.bury(id, sent);
-        drop(freed);
+        let buried = self.state().lanes.bury(id, sent);
+        buried.settle();
     }
 
     /// A free bit in a doorbell of ours at the peer's port of this name.
@@ -526,16 +526,16 @@ impl Link {
         if self.dead.swap(true, Ordering::Release) {
             return;
         }
-        let (lines, waiting) = {
+        let (ended, waiting) = {
             let mut state = self.state();
             let all = std::mem::take(&mut state.answers);
             let (waiting, others): (Vec<_>, Vec<_>) = all
                 .into_iter()
                 .partition(|(_, w)| matches!(w, Waiting::Then(_)));
             state.answers.extend(others);
-            (state.lanes.lines(), waiting)
+            (state.lanes.end(), waiting)
         };
-        lines.iter().for_each(|line| line.close());
+        ended.close();
         // Without the lock: what they hold is closed by this.
         drop(waiting);
         self.changed.notify_all();

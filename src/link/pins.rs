@@ -188,7 +188,10 @@ impl Link {
     /// Has all that is mapped of the peer stay so for as long as the returned lives. The caller has a port
     /// that uses a lane of the link.
     pub(crate) fn hold(self: &Arc<Link>) -> Hold {
-        self.state().lanes.hold();
+        // The books are the parent's, and may have been locked when this process was forked off.
+        if !self.is_forked() {
+            self.state().lanes.hold();
+        }
         Hold(self.clone())
     }
 
@@ -216,11 +219,18 @@ impl Link {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use std::os::fd::AsFd;
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::super::wire::{self, Control};
     use super::*;
+    use crate::error::Fault;
     use crate::memory::arena::{Arena, Limits};
     use crate::memory::pins::{PinBlock, Pins};
     use crate::sync::Ordering;
     use crate::sys::poll::Epoll;
+    use crate::sys::socket::Socket;
     use crate::wait::rings::RingSet;
 
     /// A lane that has lent one pin, of which there is no handle any more.
@@ -300,6 +310,59 @@ mod tests {
         bench.is_free.store(true, Ordering::Release);
         assert!(!bench.shelf.sweep());
         assert!(bench.is_freed());
+    }
+
+    fn link(socket: Socket, origin: Origin) -> Arc<Link> {
+        let peer = socket.credentials().unwrap();
+        let epoll = Arc::new(Epoll::new().unwrap());
+        Arc::new(Link::new(0, socket, peer, (Weak::new(), epoll), origin))
+    }
+
+    /// Told of by an error of what is said to it, before what it had said is read.
+    #[test]
+    fn what_the_dead_had_announced_is_found_but_not_of_who_broke_the_protocol() {
+        for fault in [None, Some(Fault::Control { what: "no message" })] {
+            let (near, far) = Socket::pair().unwrap();
+            let link = link(near, Origin::here().unwrap());
+            let _hold = link.hold();
+            let file = crate::sys::memfd::create(c"shmbus-test", 4096).unwrap();
+            crate::sys::memfd::seal(file.as_fd()).unwrap();
+            let segment = Control::Segment { id: 7, len: 4096 };
+            let gone = Control::Gone { name: "x".into() };
+            for (control, fd) in [(gone, None), (segment, Some(file.as_fd()))] {
+                far.send(&wire::encode(&control).unwrap(), fd).unwrap();
+            }
+            drop(far);
+            let is_honest = fault.is_none();
+            match fault {
+                None => drop(link.say(&Control::Ring { bell: 0 })),
+                fault => link.die(fault),
+            }
+            assert!(link.is_dead());
+            assert_eq!(link.segment(7).is_ok(), is_honest);
+            assert!(link.segment(8).is_err());
+        }
+    }
+
+    /// As in a child that was forked off while another thread of its parent looked at the books.
+    #[test]
+    fn a_forked_child_holds_nothing_and_takes_no_lock() {
+        let (socket, _peer) = Socket::pair().unwrap();
+        let link = link(socket, Origin::of_parent());
+        let (done, is_done) = mpsc::channel();
+        let held = link.state();
+        let holding = thread::spawn({
+            let link = link.clone();
+            move || {
+                drop(link.hold());
+                done.send(())
+            }
+        });
+        let end = is_done.recv_timeout(Duration::from_secs(60));
+        drop(held);
+        end.expect("it hangs at the lock");
+        holding.join().unwrap().unwrap();
+        assert!(!link.state().lanes.is_used());
     }
 
     #[test]

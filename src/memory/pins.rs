@@ -14,7 +14,8 @@
 //!    exact: the bit flips once more only after the cell was published again, before which the record was
 //!    collected, and whoever collects it takes its entry out ([`Book::sweep`]).
 //! 4. Or all entries go, when the peer has said by the end of its half of the socket that it looks at nothing
-//!    any more.
+//!    any more. When its link has ended, and nothing is sent on the lane any more, this alone is waited for: the
+//!    bits lie in the peer's memory, and whoever looks at that has the peer wait in turn ([`Book::look_away`]).
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -98,14 +99,14 @@ impl Pins {
 
 /// The pins that records of one lane lend.
 pub(crate) struct Book {
-    receiver: Shared<ReceiverBlock>,
     /// The receiver looks at nothing any more: its link has ended on its side, too.
     is_free: Arc<AtomicBool>,
     entries: Mutex<Entries>,
 }
 
-#[derive(Default)]
 struct Entries {
+    /// Where records are handed back; looked at no more once the link has ended, and nothing more is sent.
+    receiver: Option<Shared<ReceiverBlock>>,
     lent: Vec<Lent>,
     /// What was taken out last time, empty: so that no vector is made for it.
     spare: Vec<Lent>,
@@ -125,11 +126,23 @@ impl Book {
     /// A book of the lane whose records are handed back there, and whose receiver looks at nothing any more once
     /// that is set.
     pub(crate) fn new(receiver: Shared<ReceiverBlock>, is_free: Arc<AtomicBool>) -> Book {
+        let entries = Entries {
+            receiver: Some(receiver),
+            lent: Vec::new(),
+            spare: Vec::new(),
+            look_at: 0,
+        };
         Book {
-            receiver,
             is_free,
-            entries: Mutex::default(),
+            entries: Mutex::new(entries),
         }
+    }
+
+    /// Looks at nothing of the receiver's any more. What was not handed back yet comes back with all else.
+    pub(crate) fn look_away(&self) {
+        let receiver = self.entries().receiver.take();
+        // Without the lock: it may be the last that is mapped of the peer's.
+        drop(receiver);
     }
 
     /// Notes what a record lends that was just published. True where no handle of it is left.
@@ -153,7 +166,7 @@ impl Book {
         let mut gone = std::mem::take(&mut entries.spare);
         let mut at = 0;
         while let Some(lent) = entries.lent.get(at) {
-            if self.is_back(lent) {
+            if self.is_back(lent, entries.receiver.as_deref()) {
                 gone.push(entries.lent.swap_remove(at));
             } else {
                 at += 1;
@@ -170,14 +183,17 @@ impl Book {
         is_left
     }
 
-    fn is_back(&self, lent: &Lent) -> bool {
+    fn is_back(&self, lent: &Lent, receiver: Option<&ReceiverBlock>) -> bool {
         // SYNC(free): Acquire; pairs with Release in `Lanes::free`.
         if self.is_free.load(Ordering::Acquire) {
             return true;
         }
+        let Some(receiver) = receiver else {
+            return false;
+        };
         let (word, bit) = (usize::from(lent.cell / 64), lent.cell % 64);
         // SYNC(hand-back): Acquire; pairs with the Release in `HandBack::flip`.
-        let bits = load_acquire(&self.receiver.handed_back[word]);
+        let bits = load_acquire(&receiver.handed_back[word]);
         (bits >> bit & 1 == 1) != lent.stood
     }
 

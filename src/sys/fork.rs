@@ -20,7 +20,7 @@ static MARK: AtomicPtr<u8> = AtomicPtr::new(std::ptr::null_mut());
 /// A handle on the mark, taken by the process that made the bus.
 #[derive(Clone, Copy)]
 pub(crate) struct Origin(*const u8);
-// SAFETY: points to a page that is never unmapped and never written again.
+// SAFETY: points to a page that is never unmapped and never written again, or to a static.
 unsafe impl Send for Origin {}
 // SAFETY: as above.
 unsafe impl Sync for Origin {}
@@ -44,6 +44,13 @@ impl Origin {
         );
         // Where another thread was faster, a page stays unused: once in a process's life.
         Ok(Origin(set.map_or_else(|theirs| theirs, |_| made)))
+    }
+
+    /// The handle of a process that this one was forked off, as it seems.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn of_parent() -> Origin {
+        static WIPED: u8 = 0;
+        Origin(&raw const WIPED)
     }
 
     /// True in a process that was forked off after the mark was set.

@@ -140,7 +140,7 @@ impl Socket {
     /// `recvmsg`: one whole message into `buffer`, and its descriptors; none, where this process has no
     /// number left for them.
     ///
-    /// `Ok(None)` is the end of the connection. A message that does not fit, or that carries more
+    /// `Ok(None)` is the end of the connection, behind all that was sent before it. A message that does not fit, or that carries more
     /// descriptors than any of ours, is an error of kind `InvalidData`.
     pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<(usize, Descriptors)>> {
         let mut iov = libc::iovec {
@@ -154,6 +154,7 @@ impl Socket {
         header.msg_iovlen = 1;
         header.msg_control = control.0.as_mut_ptr().cast();
         header.msg_controllen = size_of::<Control>();
+        let mut was_reset = false;
         let n = loop {
             // SAFETY: the header and all that it points to outlive the call.
             let n =
@@ -161,7 +162,13 @@ impl Socket {
             match n {
                 -1 => match io::Error::last_os_error() {
                     e if e.kind() == io::ErrorKind::Interrupted => {}
-                    e if e.raw_os_error() == Some(libc::ECONNRESET) => return Ok(None),
+                    // The other side closed with something of ours unread. That is said once, and before
+                    // what it had sent.
+                    e if e.raw_os_error() == Some(libc::ECONNRESET) => {
+                        if std::mem::replace(&mut was_reset, true) {
+                            return Ok(None);
+                        }
+                    }
                     e => return Err(e),
                 },
                 n => break n as usize,
@@ -327,4 +334,25 @@ pub(crate) fn keep_over_exec(fd: BorrowedFd<'_>) -> io::Result<()> {
 pub(crate) fn is_open(fd: RawFd) -> bool {
     // SAFETY: plain integers; a number that is no descriptor is an error, no more.
     unsafe { libc::fcntl(fd, libc::F_GETFD) != -1 }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_sent_before_a_reset_is_read() {
+        let (near, far) = Socket::pair().unwrap();
+        far.send(&[1], None).unwrap();
+        far.send(&[2, 2], None).unwrap();
+        near.send(&[3], None).unwrap();
+        // With what was sent to it unread.
+        drop(far);
+        let mut buffer = [0; 64];
+        let mut receive = || near.receive(&mut buffer).unwrap().map(|(n, _)| n);
+        assert_eq!(receive(), Some(1));
+        assert_eq!(receive(), Some(2));
+        assert_eq!(receive(), None);
+        assert_eq!(receive(), None);
+    }
 }

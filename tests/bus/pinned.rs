@@ -55,7 +55,7 @@ pub(crate) struct Edit {
 }
 
 const LINES: usize = 16_384;
-const SIZE: u64 = 500_000;
+pub(crate) const SIZE: u64 = 500_000;
 
 pub(crate) fn document(version: u64) -> Document {
     let line = |number| format!("this is line {number} of version {version}");

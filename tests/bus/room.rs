@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Poll, Waker};
 use std::thread;
 
-use shmbus::{CallError, ShmMessage};
+use shmbus::{Bytes, CallError, SendError, ShmMessage};
 
 use crate::ends::{Done, Step, Walk, walk};
 use crate::support::{Answer, Ask, Counting, name, open, poll, together};
@@ -196,4 +196,42 @@ fn items_of_many_cells_are_handed_back_at_once() {
     drop((streaming, other, shared));
     here.close();
     serving.join().expect("it ends");
+}
+
+#[derive(ShmMessage)]
+struct Chunk {
+    content: Bytes,
+}
+
+/// Its block comes back once, and then serves for the next loan.
+#[test]
+fn a_loan_that_found_no_room_at_first_is_used_again() {
+    let _together = together();
+    let bus = open(&name("loan-without-room"));
+    let mut receiver = bus.receiver::<Chunk>("chunks").expect("nobody else does");
+    let mut sender = bus.sender::<Chunk>("chunks").expect("a receiver is there");
+    let small = Chunk {
+        content: Bytes::from(vec![0; 8]),
+    };
+    let mut sent = 0;
+    while sender.try_send(&small).is_ok() {
+        sent += 1;
+    }
+    let content = sender.loan_bytes(20_000).expect("there is memory");
+    let chunk = Chunk { content };
+    let error = sender.try_send(&chunk).expect_err("nobody takes anything");
+    assert!(matches!(error, SendError::Full), "{error}");
+    for _ in 0..sent {
+        drop(receiver.next().expect("not forked").expect("it was sent"));
+    }
+    assert!(receiver.try_next().expect("not forked").is_none());
+    sender.send(&chunk).expect("there is room");
+    let place = chunk.content.as_ptr();
+    {
+        let got = receiver.next().expect("not forked").expect("it was sent");
+        assert_eq!(got.content.len(), 20_000);
+    }
+    drop(chunk);
+    let next = sender.loan_bytes(20_000).expect("there is memory");
+    assert_eq!(next.as_ptr(), place);
 }

@@ -64,7 +64,7 @@ impl Outbox {
         let written = encode(value, writer)?;
         unchanged(written, needed)?;
         let reference = block.reference(0, needed);
-        self.publish_block(&block, reference, to)?;
+        self.publish_own(block, reference, to)?;
         self.was_large = true;
         Ok(())
     }
@@ -141,9 +141,24 @@ impl Outbox {
         }
         self.check_size(len)?;
         let reference = block.reference(0, len);
-        self.publish_block(&block, reference, to)?;
+        self.publish_own(block, reference, to)?;
         self.was_large = true;
         Ok(Some(()))
+    }
+
+    /// Publishes what was archived in a block that nobody else holds, which is kept for the next message where
+    /// that fails.
+    fn publish_own(
+        &mut self,
+        block: Arc<Block>,
+        reference: SegmentRef,
+        to: To,
+    ) -> Result<(), Stop> {
+        let sent = self.publish_block(&block, reference, to);
+        if sent.is_err() {
+            self.ring.keep_returned(block);
+        }
+        sent
     }
 
     pub(super) fn publish_block(
@@ -174,9 +189,6 @@ impl Outbox {
             sent = self.publish(&space, record, 1, Some(block.clone()));
         }
         if sent.is_err() {
-            if Arc::strong_count(block) == 1 {
-                self.ring.keep_returned(block.clone());
-            }
             return self.full();
         }
         self.signal();

@@ -1,5 +1,6 @@
 //! How a message takes along what it refers to.
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use super::{Outbox, Stop};
@@ -10,6 +11,30 @@ use crate::memory::layout::Kind;
 use crate::memory::pins::Pins;
 use crate::memory::ring::{NoRoom, Space};
 use crate::message::{ShmMessage, may_refer};
+
+/// An outbox that sends a `T`, of which it keeps no pins: not either where the value panics while it is archived.
+pub(super) struct Clearing<'a, T: ShmMessage> {
+    pub(super) outbox: &'a mut Outbox,
+    ty: PhantomData<fn(&T)>,
+}
+
+impl<'a, T: ShmMessage> Clearing<'a, T> {
+    #[inline(always)]
+    pub(super) fn new(outbox: &'a mut Outbox) -> Self {
+        let ty = PhantomData;
+        Clearing { outbox, ty }
+    }
+}
+
+impl<T: ShmMessage> Drop for Clearing<'_, T> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // Nothing at all for messages that cannot refer to pins, as most.
+        if may_refer::<T>() {
+            self.outbox.pins.clear();
+        }
+    }
+}
 
 impl Outbox {
     /// Says whether messages may refer to pins, and may so be held by tasks where others are copied.

@@ -47,7 +47,7 @@ mod producer;
 mod streams;
 
 pub(crate) use consumer::{Consumer, HandBack, Polled, Record};
-pub(crate) use producer::{NoRoom, Producer, Space};
+pub(crate) use producer::{NoRoom, Producer, Sent, Space};
 pub(crate) use streams::Behind;
 
 use std::ptr::NonNull;

@@ -538,6 +538,32 @@ fn free(busy: &mut [u64; WORDS], first: usize, count: usize) {
     each_word(first, count, |word, bits| busy[word] &= !bits);
 }
 
+/// What was sent of a ring whose producer is gone: all that its receiver may look at, and nothing of the
+/// receiver's but what the book has.
+pub(crate) struct Sent {
+    #[allow(dead_code)] // held for their drop
+    cells: Cells,
+    #[allow(dead_code)] // held for their drop
+    lent: Vec<Option<Arc<Block>>>,
+    book: Option<Arc<Book>>,
+}
+
+impl Sent {
+    /// What its records lend beside, if any ever did.
+    pub(crate) fn book(&self) -> Option<&Arc<Book>> {
+        self.book.as_ref()
+    }
+}
+
+impl From<Producer> for Sent {
+    fn from(producer: Producer) -> Sent {
+        let Producer {
+            cells, lent, book, ..
+        } = producer;
+        Sent { cells, lent, book }
+    }
+}
+
 impl SenderBlock {
     /// Asks to be rung when the receiver hands something back. The caller then looks once more.
     pub(crate) fn ask_for_room(&self) {

@@ -2,11 +2,12 @@
 
 use std::thread;
 
-use shmbus::{Bus, CallError, Config, Pinned, Receiver, SendError, Sender};
+use shmbus::{Bus, CallError, Config, Pinned, Receiver, SendError, Sender, ShmMessage};
 
 use super::{
     Complete, Document, Edit, LINES, SIZE, check, document, edit, hand_back, used, wait_until_freed,
 };
+use crate::faults::Unchecked;
 use crate::support::{Child, name, open, tell, together, told};
 
 #[test]
@@ -240,4 +241,54 @@ fn a_bus_that_ends_leaves_what_is_held() {
     check(&kept.documents[0], &kept, 5);
     drop(pin);
     check(&kept.documents[0], &kept, 5);
+}
+
+#[derive(ShmMessage)]
+#[shm(service = "pinned-flags", reply = Flagged)]
+struct Flag {
+    document: Pinned<Document>,
+    padding: Vec<u8>,
+}
+
+#[derive(ShmMessage)]
+struct Flagged {
+    document: Pinned<Document>,
+    padding: Vec<u8>,
+    #[rkyv(with = Unchecked)]
+    flag: u8,
+}
+
+/// Each side has lent what the other never handed back, and each lives on, with its bus.
+#[test]
+fn a_link_with_lanes_both_ways_that_ends_by_a_fault_keeps_nothing() {
+    let _together = together();
+    let name = name("pinned-fault");
+    let (there, here) = (open(&name), open(&name));
+    let mut server = there.server::<Flag>().expect("nobody else serves");
+    let client = here.async_client::<Flag>().expect("it is served");
+    let requests: Vec<_> = (0..3)
+        .map(|version| Flag {
+            document: here.pin(&document(version)).expect("there is memory"),
+            padding: vec![0; 600_000],
+        })
+        .collect();
+    let mut pending: Vec<_> = requests.iter().map(|flag| client.call(flag)).collect();
+    let call = server.next().expect("not forked").expect("it was sent");
+    let no_bool = Flagged {
+        document: there.pin(&document(4)).expect("there is memory"),
+        padding: vec![0; 600_000],
+        flag: 2,
+    };
+    call.reply(&no_bool).expect("it fits");
+    let unanswered = server.next().expect("not forked").expect("it was sent");
+    let error = pending.remove(0).wait().err();
+    assert!(matches!(error, Some(CallError::Lost { .. })), "{error:?}");
+    drop((unanswered, no_bool));
+    drop(pending);
+    drop(requests);
+    assert!(used(&here) > 3 * SIZE && used(&there) > SIZE);
+    drop(client);
+    drop(server);
+    wait_until_freed(&here, || {});
+    wait_until_freed(&there, || {});
 }
