@@ -200,7 +200,7 @@ impl Board {
         };
         let block = &book.rows[row].1;
         if let Some(location) = Location::of(block.reference(0, 0)) {
-            // SYNC(rows): Release; pairs with Acquire in `Reading::find_rows`.
+            // SYNC(rows): Release; pairs with Acquire in `Reading::find_row`.
             self.head.rows[row].store(location.to_word(), Ordering::Release);
         }
         drop(book);
@@ -252,7 +252,8 @@ impl Board {
                 index,
             });
         }
-        let is_many = book.replaced.len() >= book.held + FEW;
+        // Of those that were held, many may be for long: all are looked at anew each time.
+        let is_many = book.replaced.len() >= book.held + FEW.max(book.held / 4);
         let is_much = book.replaced_bytes >= book.held_bytes + FEW_BYTES;
         drop(book);
         if is_many || is_much {
@@ -262,15 +263,18 @@ impl Board {
 
     /// A block of at least so many bytes: one that nobody holds any more, or a new one.
     fn allocate(&self, size: usize) -> Result<Block, SendError> {
-        let mut book = lock(&self.book);
-        if let Some(block) = book.spare.pop_front() {
-            book.spare_bytes -= block.len();
-            if block.len() >= size && block.len() <= 2 * size + CELL {
-                return Ok(block);
-            }
+        let spare = {
+            let mut book = lock(&self.book);
+            let spare = book.spare.pop_front();
+            book.spare_bytes -= spare.as_ref().map_or(0, Block::len);
+            spare
+        };
+        let fits = |block: &Block| block.len() >= size && block.len() <= 2 * size + CELL;
+        match spare {
+            Some(block) if fits(&block) => Ok(block),
+            // Given up without the lock: that gives memory back, and may tell peers so.
+            _ => self.allocate_new(size),
         }
-        drop(book);
-        self.allocate_new(size)
     }
 
     fn allocate_new(&self, size: usize) -> Result<Block, SendError> {
