@@ -209,7 +209,7 @@ impl Outbox {
         let clearing = Clearing::<T>::new(self);
         loop {
             match clearing.outbox.send_now(value, to) {
-                Ok(()) => return Ok(()),
+                Ok(()) => return clearing.into_sent(),
                 Err(Stop::Again) => {}
                 Err(Stop::Wait) => return Err(SendError::Full),
                 Err(Stop::Never(error)) => return Err(error),
@@ -229,7 +229,7 @@ impl Outbox {
         let clearing = Clearing::<T>::new(self);
         loop {
             match clearing.outbox.send_now(value, to) {
-                Ok(()) => return Ok(()),
+                Ok(()) => return clearing.into_sent(),
                 Err(Stop::Again) => {}
                 Err(Stop::Wait) => clearing.outbox.wait_for_room(to, wait, deadline)?,
                 Err(Stop::Never(error)) => return Err(error),
