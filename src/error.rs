@@ -411,6 +411,9 @@ pub enum CallError<E = crate::message::Nothing> {
     /// The request was not sent.
     #[error(transparent)]
     Send(#[from] SendError),
+    /// The server was gone before the request was sent, and nobody is in its place yet.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     /// The server is gone, with the request taken or not.
     #[error("process {pid} went away before it replied{}", reason(fault))]
     Lost {

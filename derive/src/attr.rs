@@ -16,6 +16,8 @@ pub struct Shm {
     pub error: Option<Type>,
     /// The field by which a newer request supersedes an older one.
     pub supersedes: Option<LitStr>,
+    /// Whether a request may be handled twice.
+    pub idempotent: Option<Path>,
     /// The topic on which the type is published.
     pub topic: Option<LitStr>,
     /// The name under which newest values of the type are published, and the field by which they are told apart.
@@ -47,6 +49,11 @@ impl Shm {
             set(&mut self.error, meta, |input| input.parse())
         } else if meta.path.is_ident("supersedes") {
             set(&mut self.supersedes, meta, |input| input.parse())
+        } else if meta.path.is_ident("idempotent") {
+            match self.idempotent.replace(meta.path.clone()) {
+                None => Ok(()),
+                Some(_) => Err(meta.error(TWICE)),
+            }
         } else if meta.path.is_ident("topic") {
             set(&mut self.topic, meta, |input| input.parse())
         } else if meta.path.is_ident("latest") {
@@ -56,7 +63,7 @@ impl Shm {
         } else {
             Err(meta.error(
                 "unknown key; those known are `service`, `reply`, `stream`, `error`, `supersedes`, \
-                 `topic`, `latest`, `key`, `name` and `crate`",
+                 `idempotent`, `topic`, `latest`, `key`, `name` and `crate`",
             ))
         }
     }
@@ -76,13 +83,15 @@ impl Shm {
     }
 }
 
+const TWICE: &str = "given twice; keep one of them";
+
 fn set<T>(
     place: &mut Option<T>,
     meta: &ParseNestedMeta,
     parse: impl FnOnce(syn::parse::ParseStream) -> Result<T>,
 ) -> Result<()> {
     if place.is_some() {
-        return Err(meta.error("given twice; keep one of them"));
+        return Err(meta.error(TWICE));
     }
     *place = Some(parse(meta.value()?)?);
     Ok(())

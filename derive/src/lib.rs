@@ -72,7 +72,8 @@ use syn::{DeriveInput, parse_macro_input};
 /// - `service = "name", reply = Type`: the type is a request, see `ShmRequest`. The name has 1 to 100
 ///   bytes, without `/` and NUL. With them, `stream = Type` is what is sent before the reply, item by
 ///   item, and `error = Type` what is answered instead of it. With `supersedes = "field"`, older requests
-///   of the same client and the same value of that field are cancelled when a new one is made.
+///   of the same client and the same value of that field are cancelled when a new one is made. With
+///   `idempotent`, a request that has no stream is sent again where its server dies before it answered.
 /// - `topic = "name"`: the type is published and subscribed to, see `ShmTopic`. The name is as that of a
 ///   service.
 /// - `latest = "name"`: only the newest value counts, see `ShmLatest`; with `key = "field"`, the newest of each

@@ -46,6 +46,20 @@ fn check_request(input: &Input) -> Result<()> {
             return Err(Error::new(field.span(), wrong));
         }
     }
+    if let Some(key) = &input.shm.idempotent {
+        let wrong = match input.shm.stream {
+            _ if input.shm.service.is_none() => {
+                Some("a request is idempotent: add `service = \"name\"` and `reply = Type`")
+            }
+            Some(_) => {
+                Some("a stream is not asked for again, since items of it may have been taken")
+            }
+            None => None,
+        };
+        if let Some(wrong) = wrong {
+            return Err(Error::new_spanned(key, wrong));
+        }
+    }
     match (&input.shm.service, &input.shm.reply) {
         (None, None) => Ok(()),
         (Some(service), None) => Err(Error::new(

@@ -18,8 +18,8 @@ use bytemuck::bytes_of;
 pub(super) use large::{archive_around, unchanged};
 use pins::Clearing;
 
-use super::MOST_INLINE;
 use super::stage::{Stage, encode_at, write_behind_header};
+use super::{MOST_INLINE, Parcel};
 use crate::error::SendError;
 use crate::link::node::Node;
 use crate::link::{DoorBit, LaneId, Line, Link};
@@ -137,6 +137,9 @@ pub(crate) struct Outbox {
     is_elastic: bool,
     /// What the message refers to that was just archived, and is about to be published.
     pins: Pins,
+    /// Whether the last message that went through the slab is kept, and that message.
+    is_keeping: bool,
+    kept: Option<Parcel>,
 }
 
 /// Why a message was not sent at once.
@@ -187,6 +190,8 @@ impl Outbox {
             starts: Starts::new(align, parts.node.config().timestamps),
             is_elastic: false,
             pins: Pins::default(),
+            is_keeping: false,
+            kept: None,
             parts,
         }
     }

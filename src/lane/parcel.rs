@@ -54,6 +54,15 @@ impl Parcel {
         }
     }
 
+    /// A message that was archived in a block, and refers to these pins.
+    pub(super) fn in_block(block: &Arc<Block>, reference: SegmentRef, pins: Pins) -> Parcel {
+        Parcel {
+            packed: Packed::Block(block.clone(), reference),
+            loan: None,
+            pins,
+        }
+    }
+
     /// How many bytes of the slab it takes.
     #[inline]
     pub(crate) fn block_len(&self) -> usize {

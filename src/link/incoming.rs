@@ -149,10 +149,12 @@ impl Link {
             Control::Released { lane, mine } => self.released(id(!mine, lane)),
             Control::Ring { bell } => node.rouse(bell),
             Control::Serving { name } => {
-                let member = Member::parse(&name);
-                self.serves(name)?;
-                if let Some(member) = member.filter(|_| matches!(node.reach(), Reach::Inherited)) {
-                    node.came(&member);
+                self.serves(name.clone())?;
+                if matches!(node.reach(), Reach::Inherited) {
+                    match Member::parse(&name) {
+                        Some(member) => node.came(&member),
+                        None => node.offered(Some(&name)),
+                    }
                 }
             }
             Control::Gone { name } => drop(self.state().serving.remove(&name)),

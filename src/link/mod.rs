@@ -6,8 +6,8 @@
 //! - [`lanes`], [`doors`]: what lies in our memory for the peer to look at; [`presence`]: what we
 //!   look at in its memory; [`pins`]: of both, what messages refer to.
 //! - [`node`]: what one open bus has: its arena, its links, its ports, its quiet thread.
-//! - [`place`]: the directory of a bus: names, locks, sockets; [`member`], [`topics`]: who takes part in a
-//!   topic, and who learns of it.
+//! - [`place`]: the directory of a bus: names, locks, sockets; [`awaited`]: who waits for a name; [`member`],
+//!   [`topics`]: who takes part in a topic, and who learns of it.
 //!
 //! Nothing that lies on the path of a message waits for the quiet thread.
 //!
@@ -25,6 +25,7 @@
 //! view refers to them, and no longer; its names are taken over by whoever comes next, since the
 //! kernel has freed its locks.
 
+mod awaited;
 mod doors;
 mod incoming;
 mod lanes;

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::awaited::Awaited;
 use super::offer::Port;
 use super::pins::Shelf;
 use super::place::{Owner, Place};
@@ -87,6 +88,7 @@ pub(crate) struct Node {
     sleepers: Mutex<Vec<Weak<Sleeper>>>,
     incidents: Mutex<Vec<Incident>>,
     pub(super) topics: Topics,
+    pub(super) awaited: Awaited,
     quiet: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -143,6 +145,7 @@ impl Node {
                 sleepers: Mutex::default(),
                 incidents: Mutex::default(),
                 topics: Topics::default(),
+                awaited: Awaited::default(),
                 quiet: Mutex::default(),
             }
         });

@@ -69,12 +69,16 @@ impl Node {
             }
         };
         lock(&self.ports).insert(name.to_owned(), port);
+        let offer = Offer::new(self, name.to_owned(), owned);
+        if let Some(owned) = &offer.owned {
+            owned.tell()?;
+        }
         for link in self.all_links() {
             let _ = link.say(&Control::Serving {
                 name: name.to_owned(),
             });
         }
-        Ok(Offer::new(self, name.to_owned(), owned))
+        Ok(offer)
     }
 
     pub(super) fn listen(&self, place: &Place, socket: &str) -> Result<(), OpenError> {
@@ -123,7 +127,8 @@ impl Node {
 pub(crate) struct Offer {
     node: Arc<Node>,
     name: String,
-    _owned: Option<Owned>,
+    /// Its name in the directory.
+    owned: Option<Owned>,
 }
 
 impl Offer {
@@ -131,13 +136,13 @@ impl Offer {
         Offer {
             node: node.clone(),
             name,
-            _owned: owned,
+            owned,
         }
     }
 
     /// Its name is ours in the directory, too.
     pub(super) fn own(&mut self, owned: Owned) {
-        self._owned = Some(owned);
+        self.owned = Some(owned);
     }
 }
 

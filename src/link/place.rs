@@ -39,7 +39,7 @@ use crate::sys::socket::{Listener, Socket};
 use crate::sys::user_id;
 
 /// The ending of files of ports.
-const PORT: &str = "port";
+pub(super) const PORT: &str = "port";
 
 const OWNED: i64 = 0;
 const TRUE: i64 = 1;

@@ -11,6 +11,7 @@ use super::incoming::Read;
 use super::member::{Member, Part};
 use super::node::{MEMBERS, Node, Reach};
 use super::offer::{Offer, Port};
+use super::place::Place;
 use super::wire::Control;
 use super::{Link, lock};
 use crate::error::OpenError;
@@ -172,9 +173,17 @@ impl Node {
             return Ok(());
         };
         self.listen(place, socket)?;
-        let watch = &self.topics.watch;
         // Subscribers are found: a user has few such descriptors.
-        if part.receives() || watch.get().is_some() {
+        match part.receives() {
+            true => Ok(()),
+            false => self.watch(place),
+        }
+    }
+
+    /// Has the quiet thread learn of what changes in the directory, in which our socket is.
+    pub(super) fn watch(&self, place: &Place) -> Result<(), OpenError> {
+        let watch = &self.topics.watch;
+        if watch.get().is_some() {
             return Ok(());
         }
         let failed = OpenError::system("watch the directory of the bus");
@@ -197,8 +206,10 @@ impl Node {
                     if let Some(member) = Member::of_file(&file) {
                         self.came(&member);
                     }
+                    self.touched(&file);
                 }
                 Change::Lost => {
+                    self.offered(None);
                     let topics: Vec<_> = lock(&self.topics.followers).keys().cloned().collect();
                     for (topic, part) in topics {
                         let members = self.members(&topic, part);

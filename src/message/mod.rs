@@ -129,6 +129,9 @@ pub trait ShmRequest: ShmMessage {
     type Key: Eq + Hash + Clone + Send + 'static;
     /// The name of the service: 1 to 100 bytes, without `/` and NUL.
     const SERVICE: &'static str;
+    /// Whether it does no harm that a request is handled twice: `idempotent`. One whose server dies before it
+    /// answered is then sent again, to that server's successor.
+    const IDEMPOTENT: bool = false;
 
     /// What this request supersedes: older ones of its client that have the same key, and are not
     /// answered yet, are cancelled as soon as it is made.

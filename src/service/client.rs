@@ -1,39 +1,37 @@
 //! The calling end of a service.
 //!
-//! Unsafe code is needed to borrow a reply that was just validated.
+//! - [`session`]: a pair of lanes to one server; [`sessions`]: those of a client, one server after the other.
+//!
+//! Unsafe code is needed to borrow a reply for as long as the client.
 #![allow(unsafe_code)]
 
 mod loans;
+mod session;
+mod sessions;
 mod streaming;
 mod superseding;
 
-use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
-use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::MOST_HELD;
-use super::calls::Calls;
-use super::connect::{Closer, Connected, connect};
-use super::contract::Contract;
-use super::failure::{unanswered, unreadable};
 use super::items::Items;
-use super::newest::{Newest, Ticket};
 use super::scope;
 use super::trace::Calling;
 use crate::bus::Shared as BusShared;
-use crate::error::{CallError, ConnectError, Fault, SendError};
-use crate::lane::{Held, Inbox, Message, Outbox, Received, Role, To, View, is_large};
+use crate::error::{CallError, ConnectError, SendError};
+use crate::lane::{Inbox, Message, Outbox, Parcel, Received, To, View, is_large};
 use crate::memory::layout::Envelope;
-use crate::message::{ShmMessage, ShmRequest};
+use crate::message::ShmRequest;
 use crate::sys::clock;
-use crate::wait::{Patience, Sleeper, Step, Wait, Waiter};
+use crate::wait::Wait;
 
+pub(super) use session::Session;
+pub(super) use sessions::Lease;
+use sessions::Sessions;
 pub(super) use superseding::Claim;
 
-/// How often the lane is looked at before all else is: no longer than a cache line takes to come.
-const GLANCES: usize = 16;
+/// How long somebody waits who says no time.
+pub(super) const NEVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// Why a call of this service has no reply.
 pub(super) type Error<R> = CallError<<R as ShmRequest>::Error>;
@@ -44,17 +42,8 @@ pub(super) type Error<R> = CallError<<R as ShmRequest>::Error>;
 /// by two: [`try_clone`](Self::try_clone) makes a second one, with lanes of its own, so that no
 /// lock stands on the way of either.
 pub struct Client<R: ShmRequest> {
-    outbox: RefCell<Outbox>,
-    inbox: RefCell<Inbox>,
-    /// How many cells of replies are held as views.
-    held: Cell<usize>,
-    calls: RefCell<Calls>,
-    newest: RefCell<Newest<R::Key, Ticket>>,
-    wait: Wait,
-    sleeper: Arc<Sleeper>,
-    _closer: Closer,
+    sessions: Sessions<R>,
     bus: Arc<BusShared>,
-    _request: PhantomData<fn(R)>,
 }
 
 impl<R: ShmRequest> Client<R> {
@@ -62,32 +51,10 @@ impl<R: ShmRequest> Client<R> {
         bus: &Arc<BusShared>,
         deadline: Option<Instant>,
     ) -> Result<Client<R>, ConnectError> {
-        let node = bus.node();
-        let contract = Contract::service::<R>();
-        let connected = connect(node, R::SERVICE, &contract, Waiter::Thread, deadline)?;
-        let Connected {
-            outbox,
-            inbox,
-            closer,
-            sleeper,
-        } = connected;
-        let lost = ConnectError::Lost {
-            pid: outbox.link().pid(),
-            fault: None,
-        };
-        let mut inbox = inbox.ok_or(lost)?;
-        inbox.watch();
+        let session = Session::open(bus, deadline)?;
         Ok(Client {
-            outbox: RefCell::new(outbox),
-            inbox: RefCell::new(inbox),
-            held: Cell::new(0),
-            calls: RefCell::default(),
-            newest: RefCell::default(),
-            wait: node.config().wait,
-            sleeper,
-            _closer: closer,
+            sessions: Sessions::new(session),
             bus: bus.clone(),
-            _request: PhantomData,
         })
     }
 
@@ -119,7 +86,7 @@ impl<R: ShmRequest> Client<R> {
     /// # Ok(()) }
     /// ```
     pub fn set_wait(&mut self, wait: Wait) {
-        self.wait = wait;
+        self.sessions.lease().wait.set(wait);
     }
 
     /// Makes another client of the same service, with lanes of its own, for another thread.
@@ -158,14 +125,18 @@ impl<R: ShmRequest> Client<R> {
     /// # Ok(()) }
     /// ```
     pub fn try_clone(&self) -> Result<Client<R>, ConnectError> {
-        let mut clone = Client::connect(&self.bus, None)?;
-        clone.wait = self.wait;
+        let clone = Client::connect(&self.bus, None)?;
+        clone
+            .sessions
+            .lease()
+            .wait
+            .set(self.sessions.lease().wait.get());
         Ok(clone)
     }
 
     /// The process that serves.
     pub fn server_pid(&self) -> u32 {
-        self.outbox.borrow().link().pid()
+        self.sessions.lease().pid()
     }
 
     /// Sends a request and waits for its reply, which is borrowed where the server archived it.
@@ -314,18 +285,11 @@ impl<R: ShmRequest> Client<R> {
         deadline: Option<Instant>,
     ) -> Result<Items<'_, R>, Error<R>> {
         let deadline = scope::until(deadline);
-        let claim = self.claim(request);
-        let calling = Calling::begin(R::SERVICE, || self.server_pid());
-        let begun = self.begin(request, deadline, &calling);
-        if let Err(error) = &begun {
-            calling.failed(error);
-        }
-        match (&claim, &begun) {
-            (Some(claim), Ok(tag)) => self.claimed(claim, *tag),
-            (Some(claim), Err(_)) => self.release(claim),
-            (None, _) => {}
-        }
-        Ok(Items::new(self, begun?, deadline, (claim, calling)))
+        let begun = Items::begin(self.sessions.lease(), request, deadline);
+        let Err(CallError::Send(SendError::Closed { .. })) = &begun else {
+            return begun;
+        };
+        Items::begin(self.succeed(None)?, request, deadline)
     }
 
     #[inline(always)]
@@ -335,205 +299,80 @@ impl<R: ShmRequest> Client<R> {
         deadline: Option<Instant>,
     ) -> Result<View<'_, R::Reply>, Error<R>> {
         let deadline = scope::until(deadline);
-        self.supersede(request);
-        let calling = Calling::begin(R::SERVICE, || self.server_pid());
-        let reply = self.call_as(request, deadline, &calling);
-        if let Err(error) = &reply {
-            calling.failed(error);
+        let lease = self.sessions.lease();
+        lease.supersede(request);
+        let calling = Calling::begin(R::SERVICE, || lease.pid());
+        let mut large = None;
+        // SAFETY: 1. what is borrowed for longer than the lease is the view.
+        let session = unsafe { lease.session() };
+        match session.call(request, &mut large, (deadline, &calling)) {
+            Ok(reply) => Ok(reply),
+            Err(error) => self.again((request, large), lease, (deadline, &calling), error),
         }
-        reply
     }
 
-    #[inline(always)]
-    fn call_as(
-        &self,
-        request: &R,
-        deadline: Option<Instant>,
-        calling: &Calling,
-    ) -> Result<View<'_, R::Reply>, Error<R>> {
-        let tag = self.begin(request, deadline, calling)?;
-        loop {
-            match self.wait_for(tag, deadline) {
-                Ok(message) if message.record.role != Role::Item => {
-                    return self.end(tag, message);
+    /// Calls the successor of a server that is gone, if it has not got the request, or may get it twice.
+    #[cold]
+    fn again<'a>(
+        &'a self,
+        (request, mut large): (&R, Option<Parcel>),
+        mut lease: Lease<'a, R>,
+        (deadline, calling): (Option<Instant>, &Calling),
+        mut error: Error<R>,
+    ) -> Result<View<'a, R::Reply>, Error<R>> {
+        let mut is_first = true;
+        while may_go_on::<R>(&error, is_first) {
+            is_first = false;
+            // For a request that was sent, somebody is to come; any other is its caller's to keep.
+            let until = R::IDEMPOTENT.then(|| deadline.unwrap_or_else(|| Instant::now() + NEVER));
+            drop(lease);
+            lease = match self.succeed(until) {
+                Ok(lease) => lease,
+                Err(none) => {
+                    error = said_of(error, none);
+                    break;
                 }
-                waited => {
-                    if let Err(error) = self.pass_over(waited, deadline) {
-                        self.abandon(tag);
-                        return Err(error);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Sends a request, and returns its tag.
-    #[inline(always)]
-    pub(super) fn begin(
-        &self,
-        request: &R,
-        deadline: Option<Instant>,
-        calling: &Calling,
-    ) -> Result<u16, Error<R>> {
-        let mut calls = self.calls.borrow_mut();
-        let held = self.held.get() + self.inbox.borrow().back().kept();
-        // Each call that is not answered yet needs a cell for its answer.
-        let open = calls.open();
-        if held + open > MOST_HELD {
-            return Err(CallError::ViewsHeld { held });
-        }
-        let tag = calls.next().ok_or(CallError::TooMany { open })?;
-        let mut outbox = self.outbox.borrow_mut();
-        outbox.uncancel(tag);
-        match envelope(deadline, calling) {
-            None => outbox.send(request, To::tag(tag), self.wait, None)?,
-            Some(said) => {
-                let to = To::envelope(tag, said);
-                send_with(&mut outbox, request, to, Some((self.wait, deadline)))?;
-            }
-        }
-        calls.sent(tag);
-        Ok(tag)
-    }
-
-    #[inline(always)]
-    fn wait_for(&self, tag: u16, deadline: Option<Instant>) -> Result<Message, Error<R>> {
-        let mut patience = Patience::new(self.wait, deadline);
-        let mut inbox = self.inbox.borrow_mut();
-        loop {
-            let glance = (0..GLANCES).find_map(|_| {
-                inbox.poll_inline().or_else(|| {
-                    // Each look takes the line from the sender that is about to write it.
-                    std::hint::spin_loop();
-                    None
-                })
-            });
-            let Some(message) = glance.or_else(|| inbox.poll()) else {
-                self.pause(&mut inbox, &mut patience)?;
-                continue;
             };
-            if message.record.tag == tag {
-                return Ok(message);
+            // SAFETY: 1. what is borrowed for longer than the lease is the view.
+            let session = unsafe { lease.session() };
+            let reply = match &large {
+                Some(large) => session.call_again(large, (deadline, calling)),
+                None => session.call(request, &mut large, (deadline, calling)),
+            };
+            match reply {
+                Ok(reply) => return Ok(reply),
+                Err(again) => error = again,
             }
-            self.put_aside(&mut inbox, message);
-            // A server that sends nothing else gains no time by it.
-            self.pause(&mut inbox, &mut patience)?;
         }
+        calling.failed(&error);
+        Err(error)
     }
 
-    /// Keeps a message for another call, if somebody waits for that.
+    /// Connects to the server that offers the service now, or does until then.
     #[cold]
-    fn put_aside(&self, inbox: &mut Inbox, message: Message) {
-        match self.calls.borrow_mut().keep(message) {
-            Ok(None) => {}
-            Ok(Some(nobodys)) => give_back(inbox, &nobodys),
-            Err(fault) => inbox.refuse(fault),
-        }
+    fn succeed(&self, until: Option<Instant>) -> Result<Lease<'_, R>, ConnectError> {
+        let session = Session::open(&self.bus, until)?;
+        session.wait.set(self.sessions.lease().wait.get());
+        Ok(self.sessions.succeed(session))
     }
+}
 
-    /// The last word on a call: its reply, or why there is none.
-    #[inline(always)]
-    pub(super) fn end(&self, tag: u16, message: Message) -> Result<View<'_, R::Reply>, Error<R>> {
-        self.calls.borrow_mut().end(tag);
-        if message.record.role == Role::Message {
-            return self.view(message);
-        }
-        Err(self.failure(message))
+/// Whether a call that failed so is made again: as nobody has got it, for once; or as its server is gone and it
+/// may be handled twice. Never where its answer was what ended the link: the next one may be no better.
+pub(super) fn may_go_on<R: ShmRequest>(error: &Error<R>, is_first: bool) -> bool {
+    match error {
+        CallError::Send(SendError::Closed { .. }) => is_first || R::IDEMPOTENT,
+        CallError::Lost { fault, .. } => R::IDEMPOTENT && fault.is_none(),
+        _ => false,
     }
+}
 
-    /// Validates a message, and borrows it.
-    #[inline(always)]
-    pub(super) fn view<T: ShmMessage>(&self, message: Message) -> Result<View<'_, T>, Error<R>> {
-        let Message { record, segment } = message;
-        let archived = self.inbox.borrow_mut().validate::<T>(record);
-        let held = Held::new(&self.inbox, &self.held, record, segment);
-        match archived {
-            // SAFETY: 1. it is what validation of this very message returned.
-            Some(archived) => Ok(unsafe { held.view(archived) }),
-            None => Err(self.lost()),
-        }
-    }
-
-    #[cold]
-    fn failure(&self, message: Message) -> Error<R> {
-        let Received { role, failed, .. } = message.record;
-        let mut inbox = self.inbox.borrow_mut();
-        match role {
-            Role::Error => {
-                drop(inbox);
-                match self.view::<R::Error>(message).map(|error| error.to_value()) {
-                    Ok(Ok(error)) => CallError::Service(error),
-                    Ok(Err(_)) => unreadable(self.server_pid()),
-                    Err(error) => error,
-                }
-            }
-            Role::Failed => {
-                let text = inbox.text(message.record);
-                give_back(&mut inbox, &message);
-                unanswered(inbox.link().pid(), failed, text)
-            }
-            Role::Message | Role::Item | Role::Call | Role::Missed => {
-                give_back(&mut inbox, &message);
-                inbox.refuse(Fault::Control {
-                    what: "an item of no stream",
-                });
-                lost(&inbox)
-            }
-        }
-    }
-
-    /// Cancels a call: nobody waits for its answer any more.
-    #[cold]
-    pub(super) fn abandon(&self, tag: u16) {
-        let (came, ended) = self.calls.borrow_mut().drop(tag);
-        self.cancel(tag, &came, ended);
-    }
-
-    /// What came for a call goes back, and what is still to come is cancelled.
-    fn cancel(&self, tag: u16, came: &VecDeque<Message>, ended: bool) {
-        let mut inbox = self.inbox.borrow_mut();
-        for message in came {
-            give_back(&mut inbox, message);
-        }
-        inbox.flush();
-        if !ended {
-            self.outbox.borrow_mut().cancel(tag);
-            inbox.back().nudge();
-        }
-    }
-
-    #[inline(never)]
-    fn pause(&self, inbox: &mut Inbox, patience: &mut Patience) -> Result<(), Error<R>> {
-        // In this order: what came before the end is still taken.
-        if inbox.line().is_closed() && !inbox.is_ready() {
-            return Err(lost(inbox));
-        }
-        match patience.step() {
-            Step::Again if patience.has_settled() => inbox.flush(),
-            Step::Again => {}
-            Step::TimeUp => return Err(CallError::TimedOut),
-            Step::Sleep(timeout) => {
-                inbox.flush();
-                self.sleep(inbox, timeout);
-            }
-        }
-        Ok(())
-    }
-
-    #[cold]
-    fn sleep(&self, inbox: &mut Inbox, timeout: Option<Duration>) {
-        let ask = |inbox: &mut Inbox| {
-            inbox.arm();
-            inbox.is_asymmetric()
-        };
-        let look = |inbox: &mut Inbox| inbox.is_ready() || inbox.line().is_closed();
-        // SYNC(attend): its barrier pairs with the light barrier in `Rung::is_asked`.
-        self.sleeper.sleep(timeout, inbox, ask, look);
-        inbox.watch();
-    }
-
-    fn lost(&self) -> Error<R> {
-        lost(&self.inbox.borrow())
+/// What is said of a call that failed so, and whose server has no successor.
+pub(super) fn said_of<E>(error: CallError<E>, none: ConnectError) -> CallError<E> {
+    match error {
+        // That it was lost says more than that nobody is there.
+        CallError::Lost { .. } if !matches!(none, ConnectError::Layout { .. }) => error,
+        _ => none.into(),
     }
 }
 

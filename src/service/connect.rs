@@ -55,12 +55,7 @@ pub(crate) fn connect(
     let mut pause = Duration::from_micros(200);
     loop {
         let result = try_connect(node, name, contract, waiter);
-        let retry = match &result {
-            // Nobody yet; or a server that ends right now, as its lock will show.
-            Err(ConnectError::NoServer { .. } | ConnectError::Lost { .. }) => true,
-            Err(ConnectError::Open(OpenError::System { .. })) => true,
-            _ => false,
-        };
+        let retry = result.as_ref().is_err_and(|error| may_come(node, error));
         let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
         match left {
             Some(left) if retry && !left.is_zero() => {
@@ -70,6 +65,19 @@ pub(crate) fn connect(
             _ => return result,
         }
     }
+}
+
+/// Whether somebody may offer later what nobody could be connected to for this.
+pub(super) fn may_come(node: &Node, error: &ConnectError) -> bool {
+    // The one process that could be spoken to is gone.
+    let is_cut_off = matches!(node.reach(), Reach::Inherited) && node.all_links().is_empty();
+    // Nobody yet; or a server that ends right now, as its lock will show.
+    let is_for_now = match error {
+        ConnectError::NoServer { .. } | ConnectError::Lost { .. } => true,
+        ConnectError::Open(OpenError::System { .. }) => true,
+        _ => false,
+    };
+    is_for_now && !is_cut_off
 }
 
 fn wait_for_server(node: &Node, name: &str, pause: Duration) {

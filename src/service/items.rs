@@ -1,9 +1,12 @@
 //! The items of a stream, as its client takes them.
+//!
+//! Unsafe code is needed to borrow items for as long as the client.
+#![allow(unsafe_code)]
 
 use std::iter::FusedIterator;
 use std::time::Instant;
 
-use super::client::{Claim, Client, Error};
+use super::client::{Claim, Error, Lease, Session};
 use super::trace::Calling;
 use crate::error::CallError;
 use crate::lane::{Message, Role, View};
@@ -18,7 +21,7 @@ const TURN: u32 = 64;
 /// to the server as they are dropped. A server whose items are not taken waits, once it has sent so
 /// many as the lane has room for; none is ever lost. Dropped before its end, the call is cancelled.
 pub struct Items<'a, R: ShmRequest> {
-    client: &'a Client<R>,
+    lease: Lease<'a, R>,
     tag: u16,
     deadline: Option<Instant>,
     end: End,
@@ -41,22 +44,39 @@ enum End {
 }
 
 impl<'a, R: ShmRequest> Items<'a, R> {
-    pub(super) fn new(
-        client: &'a Client<R>,
-        tag: u16,
+    /// Sends a request whose answers are taken by this.
+    pub(super) fn begin(
+        lease: Lease<'a, R>,
+        request: &R,
         deadline: Option<Instant>,
-        (claim, calling): (Option<Claim<R::Key>>, Calling),
-    ) -> Self {
-        Items {
-            client,
-            tag,
+    ) -> Result<Self, Error<R>> {
+        let claim = lease.claim(request);
+        let calling = Calling::begin(R::SERVICE, || lease.pid());
+        let begun = lease.begin(request, &mut None, (deadline, &calling));
+        if let Err(error) = &begun {
+            calling.failed(error);
+        }
+        match (&claim, &begun) {
+            (Some(claim), Ok(tag)) => lease.claimed(claim, *tag),
+            (Some(claim), Err(_)) => lease.release(claim),
+            (None, _) => {}
+        }
+        Ok(Items {
+            tag: begun?,
+            lease,
             deadline,
             end: End::Open,
             run: 0,
             taken: 0,
             claim,
             calling,
-        }
+        })
+    }
+
+    #[inline(always)]
+    fn session(&self) -> &'a Session<R> {
+        // SAFETY: 1. what is borrowed for longer than this, and so the lease, are views.
+        unsafe { self.lease.session() }
     }
 
     /// Waits for the reply that ends the stream. Items that were not taken are dropped.
@@ -69,9 +89,9 @@ impl<'a, R: ShmRequest> Items<'a, R> {
             item?;
         }
         match std::mem::replace(&mut self.end, End::Over) {
-            End::Found(message) => self.client.end(self.tag, message),
+            End::Found(message) => self.session().end(self.tag, message),
             End::Open | End::Over => Err(CallError::Unanswered {
-                pid: self.client.server_pid(),
+                pid: self.lease.pid(),
             }),
         }
     }
@@ -80,21 +100,22 @@ impl<'a, R: ShmRequest> Items<'a, R> {
     #[cold]
     fn give_up(&mut self) {
         self.end = End::Over;
-        self.client.abandon(self.tag);
+        self.lease.abandon(self.tag);
     }
 
     #[inline(never)]
     fn take(&mut self) -> Result<Option<View<'a, R::Item>>, Error<R>> {
-        let message = self.client.next((self.tag, &mut self.run), self.deadline)?;
+        let session = self.session();
+        let message = session.next((self.tag, &mut self.run), self.deadline)?;
         match message.record.role {
-            Role::Item => self.client.view(message).map(Some),
+            Role::Item => session.view(message).map(Some),
             Role::Message => {
                 self.end = End::Found(message);
                 Ok(None)
             }
             Role::Error | Role::Failed | Role::Call | Role::Missed => {
                 self.end = End::Over;
-                self.client.end(self.tag, message).map(|_| None)
+                session.end(self.tag, message).map(|_| None)
             }
         }
     }
@@ -115,7 +136,7 @@ impl<'a, R: ShmRequest> Iterator for Items<'a, R> {
             self.calling.failed::<R::Error>(&CallError::TimedOut);
             return Some(Err(CallError::TimedOut));
         }
-        if let Some(item) = self.client.glance(self.tag) {
+        if let Some(item) = self.session().glance(self.tag) {
             self.run += 1;
             if item.is_err() {
                 self.give_up();
@@ -138,13 +159,13 @@ impl<R: ShmRequest> FusedIterator for Items<'_, R> {}
 impl<R: ShmRequest> Drop for Items<'_, R> {
     fn drop(&mut self) {
         match std::mem::replace(&mut self.end, End::Over) {
-            End::Open => self.client.abandon(self.tag),
+            End::Open => self.lease.abandon(self.tag),
             // A reply that nobody wants goes back like one that was looked at.
-            End::Found(message) => drop(self.client.end(self.tag, message)),
+            End::Found(message) => drop(self.lease.end(self.tag, message)),
             End::Over => {}
         }
         if let Some(claim) = &self.claim {
-            self.client.release(claim);
+            self.lease.release(claim);
         }
     }
 }

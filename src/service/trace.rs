@@ -20,7 +20,7 @@ use crate::memory::layout::Envelope;
 fn name_of<E>(error: &CallError<E>) -> &'static str {
     match error {
         CallError::Service(_) => "of the service",
-        CallError::Send(_) => "not sent",
+        CallError::Send(_) | CallError::Connect(_) => "not sent",
         CallError::Lost { .. } => "lost",
         CallError::Unanswered { .. } => "unanswered",
         CallError::Stopping { .. } => "stopping",

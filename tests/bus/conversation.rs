@@ -3,7 +3,7 @@
 use std::sync::mpsc;
 use std::time::Duration;
 
-use shmbus::{Bus, CallError, Config, Kept, SendError, Server, ShmMessage, Wait};
+use shmbus::{Bus, CallError, Config, Kept, Server, ShmMessage, Wait};
 
 use crate::support::{
     Answer, Ask, Child, alone, answer, check_call, name, open, tell, together, told,
@@ -121,10 +121,7 @@ fn between_processes() {
         .call(&Ask::new(1, 24))
         .map(drop)
         .expect_err("it ended");
-    let gone = matches!(
-        error,
-        CallError::Lost { .. } | CallError::Send(SendError::Closed { .. })
-    );
+    let gone = matches!(error, CallError::Lost { .. } | CallError::Connect(_));
     assert!(gone, "{error}");
 }
 
@@ -281,10 +278,7 @@ fn a_server_that_goes_during_a_call() {
     // Taken, or still on its way: the server goes with the call.
     drop(server);
     let error = told.recv().expect("it comes");
-    let gone = matches!(
-        error,
-        CallError::Lost { .. } | CallError::Send(SendError::Closed { .. })
-    );
+    let gone = matches!(error, CallError::Lost { .. } | CallError::Connect(_));
     assert!(gone, "{error}");
     caller.join().expect("the caller does not panic");
 }

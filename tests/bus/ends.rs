@@ -8,7 +8,7 @@ use std::task::{Context, Waker};
 use std::thread;
 use std::time::Duration;
 
-use shmbus::{CallError, SendError, ShmMessage};
+use shmbus::{CallError, ConnectError, SendError, ShmMessage};
 
 use crate::support::{Ask, Child, Counting, name, open, poll, tell, together, told};
 
@@ -53,16 +53,16 @@ fn a_call_after_the_end_of_a_server_that_owes_many_answers() {
         pending.truncate(pending.len() / 2);
         for pending in pending {
             let error = pending.wait().err();
-            let ended = matches!(
-                error,
-                Some(CallError::Lost { .. } | CallError::Send(SendError::Closed { .. }))
-            );
+            let ended = matches!(error, Some(CallError::Lost { .. } | CallError::Connect(_)));
             assert!(ended, "{error:?}");
         }
         let ask = Ask::new(0, 0);
         let error = client.call(&ask).wait().err();
-        let closed = matches!(error, Some(CallError::Send(SendError::Closed { .. })));
-        assert!(closed, "{error:?}");
+        let nobody = matches!(
+            error,
+            Some(CallError::Connect(ConnectError::NoServer { .. }))
+        );
+        assert!(nobody, "{error:?}");
     }
 }
 

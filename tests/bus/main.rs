@@ -25,6 +25,7 @@ mod sequence;
 mod serving;
 mod streams;
 mod subscribers;
+mod succession;
 mod superseded;
 mod support;
 mod tasks;
@@ -70,6 +71,8 @@ fn child() {
         "has-namesakes" => leftovers::has_namesakes(arguments[0]),
         "calls-and-dies" => ends::calls_and_dies(arguments[0]),
         "drops-buses" => ends::drops_buses(arguments[0]),
+        "looks-up" => succession::looks_up(arguments[0], arguments[1]),
+        "looks-up-for-its-parent" => succession::looks_up_for_its_parent(),
         "subscribes" => topics::subscribes(arguments[0], arguments[1]),
         "publishes" => topics::publishes(arguments[0]),
         "converses" => topics::converses(),

@@ -290,6 +290,7 @@ fn request(input: &Input, names: &Names) -> Option<TokenStream> {
         ),
         None => (quote!(()), None),
     };
+    let idempotent = input.shm.idempotent.is_some();
     let generics = with_bounds(input, bounds::message(input, names));
     let (impl_generics, _, where_clause) = generics.split_for_impl();
     Some(quote! {
@@ -300,6 +301,7 @@ fn request(input: &Input, names: &Names) -> Option<TokenStream> {
             type Error = #error;
             type Key = #key;
             const SERVICE: &'static str = #service;
+            const IDEMPOTENT: bool = #idempotent;
 
             #supersedes
         }

@@ -9,6 +9,7 @@ use bytemuck::bytes_of;
 
 use super::{MOST_INLINE, Outbox, REFERENCE, Stop, To};
 use crate::error::{MemoryError, SendError};
+use crate::lane::Parcel;
 use crate::lane::stage::write_behind_header;
 use crate::memory::arena::Block;
 use crate::memory::layout::{CELL, Envelope, Kind, SegmentRef, TIME};
@@ -184,12 +185,19 @@ impl Outbox {
         let len = kind.block_len(self.starts);
         write_behind_header(&space, &said[..len]);
         let record = (kind, len as u16, to.tag);
+        let pins = match self.is_keeping {
+            true => self.pins.clone(),
+            false => Pins::default(),
+        };
         let mut sent = self.publish(&space, record, 1, Some(block.clone()));
         if sent.is_err() && self.collect()? {
             sent = self.publish(&space, record, 1, Some(block.clone()));
         }
         if sent.is_err() {
             return self.full();
+        }
+        if self.is_keeping {
+            self.kept = Some(Parcel::in_block(block, reference, pins));
         }
         self.signal();
         Ok(())

@@ -1,5 +1,7 @@
 //! How one of several lanes takes a message that was archived for all of them.
 
+use std::time::Instant;
+
 use bytemuck::bytes_of;
 
 use super::{Outbox, Stop, To};
@@ -10,6 +12,7 @@ use crate::lane::stage::write_behind_header;
 use crate::memory::arena::Block;
 use crate::memory::layout::Kind;
 use crate::sync::Ordering;
+use crate::wait::Wait;
 
 impl Outbox {
     /// Says that one more message is meant for this lane's receiver, whether it gets it or not.
@@ -96,13 +99,17 @@ impl Outbox {
     /// [`SendError::Closed`], [`SendError::Forked`].
     #[inline]
     pub(crate) fn send_parcel(&mut self, parcel: &Parcel) -> Result<bool, SendError> {
+        self.publish_parcel(parcel, To::tag(0))
+    }
+
+    #[inline]
+    fn publish_parcel(&mut self, parcel: &Parcel, to: To) -> Result<bool, SendError> {
         if self.origin.is_forked() {
             return Err(SendError::Forked);
         }
         if self.parts.line.is_closed() {
             return Err(self.closed());
         }
-        let to = To::tag(0);
         self.pins.clone_from(&parcel.pins);
         let sent = match &parcel.packed {
             Packed::Cell(stage, len) => {
@@ -113,6 +120,41 @@ impl Outbox {
         };
         self.pins.clear();
         done(sent)
+    }
+
+    /// Has the last message that went through the slab be kept, so that it can be sent again from where it lies.
+    pub(crate) fn set_keeping(&mut self, is_keeping: bool) {
+        self.is_keeping = is_keeping;
+    }
+
+    /// The message that was just sent, if it went through the slab and is kept.
+    pub(crate) fn take_kept(&mut self) -> Option<Parcel> {
+        self.kept.take()
+    }
+
+    /// Sends a message again that was kept, waiting for room until the deadline, or for ever.
+    pub(crate) fn send_again(
+        &mut self,
+        parcel: &Parcel,
+        to: To,
+        wait: Wait,
+        deadline: Option<Instant>,
+    ) -> Result<(), SendError> {
+        while !self.publish_parcel(parcel, to)? {
+            self.wait_for_room(to, wait, deadline)?;
+        }
+        self.kept = None;
+        Ok(())
+    }
+
+    /// As [`send_again`](Self::send_again), without waiting.
+    pub(crate) fn try_send_again(&mut self, parcel: &Parcel, to: To) -> Result<(), SendError> {
+        let sent = self.publish_parcel(parcel, to)?;
+        self.kept = None;
+        match sent {
+            true => Ok(()),
+            false => Err(SendError::Full),
+        }
     }
 
     /// Says that so many messages were not sent for want of room; false where there is none for that, either.

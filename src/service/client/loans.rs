@@ -88,6 +88,6 @@ impl<R: ShmRequest> Client<R> {
     /// # Ok(()) }
     /// ```
     pub fn loan_slice<T: Pod>(&self, len: usize) -> Result<Bulk<T>, SendError> {
-        self.outbox.borrow_mut().loan(len)
+        self.sessions.lease().outbox.borrow_mut().loan(len)
     }
 }

@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use super::{Client, Error, give_back};
+use super::session::Session;
+use super::{Error, give_back};
 use crate::error::CallError;
 use crate::lane::{Message, Role, View};
 use crate::message::ShmRequest;
@@ -13,7 +14,7 @@ use crate::wait::Patience;
 /// so that it then finds more than one. Items take longer to send than messages of a one-way lane.
 const AWAY: usize = 40;
 
-impl<R: ShmRequest> Client<R> {
+impl<R: ShmRequest> Session<R> {
     /// The next item of a stream, if it is there, and lies in the cells as most do.
     #[inline(always)]
     pub(in crate::service) fn glance(
@@ -92,7 +93,7 @@ impl<R: ShmRequest> Client<R> {
             }
         }
         *run = 0;
-        let mut patience = Patience::new(self.wait, deadline);
+        let mut patience = Patience::new(self.wait.get(), deadline);
         let mut inbox = self.inbox.borrow_mut();
         loop {
             match inbox.poll() {

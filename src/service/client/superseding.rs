@@ -1,6 +1,6 @@
 //! How a request has older ones of its key cancelled.
 
-use super::Client;
+use super::session::Session;
 use crate::message::ShmRequest;
 use crate::service::newest::Ticket;
 
@@ -10,7 +10,7 @@ pub(in crate::service) struct Claim<K> {
     number: u64,
 }
 
-impl<R: ShmRequest> Client<R> {
+impl<R: ShmRequest> Session<R> {
     /// Cancels the older stream of a request's key. For a request that is answered before the next one
     /// can be made.
     #[inline(always)]
@@ -24,7 +24,7 @@ impl<R: ShmRequest> Client<R> {
     }
 
     /// As [`supersede`](Self::supersede), and has a newer request supersede this one.
-    pub(super) fn claim(&self, request: &R) -> Option<Claim<R::Key>> {
+    pub(in crate::service) fn claim(&self, request: &R) -> Option<Claim<R::Key>> {
         let key = request.supersedes()?.clone();
         let (number, older) = self.newest.borrow_mut().claim(key.clone());
         if let Some(ticket) = older {
@@ -34,7 +34,7 @@ impl<R: ShmRequest> Client<R> {
     }
 
     /// The stream of a claim has begun.
-    pub(super) fn claimed(&self, claim: &Claim<R::Key>, tag: u16) {
+    pub(in crate::service) fn claimed(&self, claim: &Claim<R::Key>, tag: u16) {
         let ticket = self.calls.borrow().ticket(tag);
         let Claim { key, number } = claim;
         // One thread makes its calls one after the other: this is still the newest.

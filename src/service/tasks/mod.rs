@@ -4,7 +4,7 @@
 //!   [`AsyncItems`] are what one of them is waited for with.
 //! - [`AsyncServer`], [`AsyncCall`]: a server whose calls are answered by any task or thread.
 //! - [`Services`], [`Serving`]: a pool of threads that does that.
-//! - [`strand`]: one lane pair of such a client.
+//! - [`strand`]: one lane pair of such a client; [`strands`]: all of them; [`open`]: a call that was sent on one.
 //!
 //! `wait::tasks` says how a task waits.
 
@@ -12,16 +12,22 @@ mod call;
 mod claim;
 mod client;
 mod gather;
+mod items;
+mod open;
+mod pending;
 mod run;
 mod serve;
 mod server;
 mod strand;
+mod strands;
 #[cfg(feature = "futures")]
 mod stream;
 
 pub(super) use call::Answers;
 pub use call::{AsyncCall, Sending};
-pub use client::{AsyncClient, AsyncItems, Pending};
+pub use client::AsyncClient;
+pub use items::AsyncItems;
+pub use pending::Pending;
 pub use run::Task;
 pub use serve::{Services, Serving};
 pub use server::{AsyncServer, Next};

@@ -18,7 +18,7 @@ use std::time::Instant;
 use bytemuck::Pod;
 
 use crate::error::{CallError, SendError};
-use crate::lane::{Bulk, Inbox, Message, Outbox, To};
+use crate::lane::{Bulk, Inbox, Message, Outbox, Parcel, To};
 use crate::message::ShmRequest;
 use crate::service::MOST_HELD;
 use crate::service::calls::Calls;
@@ -104,6 +104,11 @@ impl Strand {
         enter(self.lock(), |state| &mut state.later, work)
     }
 
+    /// Whether nothing more is sent here.
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().outbox.line().is_closed()
+    }
+
     /// Whether another call has a place here, or would learn that there is none any more.
     pub(super) fn has_place(&self) -> bool {
         let state = self.lock();
@@ -122,17 +127,18 @@ impl Strand {
         self.pid
     }
 
-    /// Sends a request, or waits for room with this waker. `TooMany` where it has no place here.
+    /// Sends a request, or waits for room with this waker. `TooMany` where it has no place here. One that went through
+    /// the slab is left in `large` if it may be sent again, and sent from there.
     pub(super) fn poll_send<R: ShmRequest>(
         &self,
-        request: &R,
+        (request, large): (&R, &mut Option<Parcel>),
         deadline: Option<Instant>,
         calling: &Calling,
         waits: Option<(&mut Place, &Waker)>,
     ) -> Poll<Result<u16, Error<R>>> {
         self.check_fork()?;
         self.enter(|state| {
-            match state.send(request, deadline, calling) {
+            match state.send((request, large), deadline, calling) {
                 Err(CallError::Send(SendError::Full)) => {}
                 sent => return Poll::Ready(sent),
             }
@@ -141,7 +147,7 @@ impl Strand {
             };
             state.later.discard(state.room.keep(place, waker));
             state.outbox.ask_for_room();
-            match state.send(request, deadline, calling) {
+            match state.send((request, large), deadline, calling) {
                 Err(CallError::Send(SendError::Full)) => Poll::Pending,
                 sent => {
                     state.later.discard(state.room.forget(place));
@@ -258,7 +264,7 @@ enum Found {
 impl State {
     fn send<R: ShmRequest>(
         &mut self,
-        request: &R,
+        (request, large): (&R, &mut Option<Parcel>),
         deadline: Option<Instant>,
         calling: &Calling,
     ) -> Result<u16, Error<R>> {
@@ -271,11 +277,19 @@ impl State {
         }
         let tag = self.calls.next().ok_or(CallError::TooMany { open })?;
         self.outbox.uncancel(tag);
-        match envelope(deadline, calling) {
-            None => self.outbox.try_send(request, To::tag(tag))?,
-            Some(said) => {
+        match (envelope(deadline, calling), &*large) {
+            (None, None) => self.outbox.try_send(request, To::tag(tag))?,
+            (Some(said), None) => {
                 send_with(&mut self.outbox, request, To::envelope(tag, said), None)?;
             }
+            (said, Some(large)) => {
+                let to = said.map_or(To::tag(tag), |said| To::envelope(tag, said));
+                self.outbox.try_send_again(large, to)?;
+            }
+        }
+        if R::IDEMPOTENT {
+            let kept = self.outbox.take_kept();
+            *large = kept.or(large.take());
         }
         self.calls.sent(tag);
         Ok(tag)

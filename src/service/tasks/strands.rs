@@ -1,0 +1,116 @@
+//! The lane pairs of a client: to one server, and then to its successor.
+
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Instant;
+
+use super::OfBus;
+use super::strand::Strand;
+use crate::bus::Shared as BusShared;
+use crate::error::{CallError, ConnectError, SendError};
+use crate::link::lock;
+use crate::memory::layout::MOST_OPEN;
+use crate::message::ShmRequest;
+use crate::service::client::Error;
+use crate::service::connect::{Connected, connect};
+use crate::service::contract::Contract;
+use crate::wait::{Wait, Waiter};
+
+/// See the module.
+pub(super) struct Strands {
+    /// The first of them takes calls; the others those for which it has no place. Never empty.
+    all: Mutex<Vec<OfBus<Strand>>>,
+    /// Held while one is opened, so that nobody opens another meanwhile.
+    opening: Mutex<()>,
+    pub(super) wait: Wait,
+    pub(super) bus: Arc<BusShared>,
+}
+
+impl Strands {
+    pub(super) fn open<R: ShmRequest>(
+        bus: &Arc<BusShared>,
+        deadline: Option<Instant>,
+    ) -> Result<Self, ConnectError> {
+        let first = open_strand::<R>(bus, deadline)?;
+        Ok(Strands {
+            all: Mutex::new(vec![first]),
+            opening: Mutex::default(),
+            wait: bus.node().config().wait,
+            bus: bus.clone(),
+        })
+    }
+
+    pub(super) fn first(&self) -> OfBus<Strand> {
+        lock(&self.all)[0].clone()
+    }
+
+    pub(super) fn is_forked(&self) -> bool {
+        self.bus.node().origin().is_forked()
+    }
+
+    /// Lanes with a place for one more call, which the first have not.
+    #[cold]
+    pub(super) fn another<R: ShmRequest>(&self) -> Result<OfBus<Strand>, Error<R>> {
+        if self.is_forked() {
+            return Err(SendError::Forked.into());
+        }
+        let _opening = lock(&self.opening);
+        let all = lock(&self.all).clone();
+        if let Some(strand) = all.iter().find(|strand| strand.has_place()) {
+            return Ok(strand.clone());
+        }
+        // All of them are full.
+        let open = all.len() * MOST_OPEN;
+        let strand = open_strand::<R>(&self.bus, None);
+        let strand = strand.map_err(|_| CallError::TooMany { open })?;
+        lock(&self.all).push(strand.clone());
+        Ok(strand)
+    }
+
+    /// Lanes to the successor of a server that is gone, if somebody offers the service.
+    #[cold]
+    pub(super) fn successor<R: ShmRequest>(&self) -> Result<OfBus<Strand>, ConnectError> {
+        let _opening = lock(&self.opening);
+        let first = self.first();
+        if !first.is_closed() {
+            return Ok(first);
+        }
+        let strand = open_strand::<R>(&self.bus, None)?;
+        let all = lock(&self.all).clone();
+        // Without the lock: they may be all that holds their lanes.
+        let live = all.into_iter().filter(|strand| !strand.is_closed());
+        let live: Vec<_> = std::iter::once(strand.clone()).chain(live).collect();
+        let before = std::mem::replace(&mut *lock(&self.all), live);
+        drop(before);
+        Ok(strand)
+    }
+}
+
+fn open_strand<R: ShmRequest>(
+    bus: &Arc<BusShared>,
+    deadline: Option<Instant>,
+) -> Result<OfBus<Strand>, ConnectError> {
+    let node = bus.node();
+    let connected = connect(
+        node,
+        R::SERVICE,
+        &Contract::service::<R>(),
+        Waiter::Tasks,
+        deadline,
+    )?;
+    let Connected {
+        mut outbox,
+        inbox,
+        closer,
+        sleeper,
+    } = connected;
+    let lost = ConnectError::Lost {
+        pid: outbox.link().pid(),
+        fault: None,
+    };
+    outbox.set_keeping(R::IDEMPOTENT);
+    let strand = Strand::new(outbox, inbox.ok_or(lost)?, closer, node.origin());
+    let strand = Arc::new(strand);
+    let port = Arc::downgrade(&strand);
+    sleeper.attach(port as Weak<_>, node.due().clone());
+    Ok(OfBus::new(strand, bus))
+}
