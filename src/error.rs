@@ -324,8 +324,12 @@ pub enum SendError {
         /// What its serializer said.
         what: String,
     },
-    /// The receiver is gone.
-    #[error("process {pid} receives no more{}", reason(fault))]
+    /// The receiver is gone, and with it what it had not taken. A [`Sender`](crate::Sender) that is used again looks for
+    /// its successor.
+    #[error(
+        "process {pid} receives no more{}; what it had not taken is lost",
+        reason(fault)
+    )]
     Closed {
         /// The process at the other end.
         pid: u32,

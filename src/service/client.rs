@@ -41,6 +41,10 @@ pub(super) type Error<R> = CallError<<R as ShmRequest>::Error>;
 /// A client is one lane to its server and one back. It goes to another thread, but is not shared
 /// by two: [`try_clone`](Self::try_clone) makes a second one, with lanes of its own, so that no
 /// lock stands on the way of either.
+///
+/// It outlives its server. What was open when that went is [lost](CallError::Lost), and the next call goes to whoever
+/// offers the service then. A call of an [idempotent](ShmRequest::IDEMPOTENT) request waits for a successor instead,
+/// and is made again.
 pub struct Client<R: ShmRequest> {
     sessions: Sessions<R>,
     bus: Arc<BusShared>,
@@ -146,7 +150,7 @@ impl<R: ShmRequest> Client<R> {
     ///
     /// # Errors
     ///
-    /// - [`CallError::Send`]: the request was not sent.
+    /// - [`CallError::Send`], [`CallError::Connect`]: the request was not sent.
     /// - [`CallError::Lost`], [`CallError::Unanswered`], [`CallError::Failed`]: there will be no
     ///   reply to it.
     /// - [`CallError::ViewsHeld`]: too many replies are held. Nothing was sent.

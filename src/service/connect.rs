@@ -72,11 +72,12 @@ pub(super) fn may_come(node: &Node, error: &ConnectError) -> bool {
     // The one process that could be spoken to is gone.
     let is_cut_off = matches!(node.reach(), Reach::Inherited) && node.all_links().is_empty();
     // Nobody yet; or a server that ends right now, as its lock will show.
-    let is_for_now = match error {
-        ConnectError::NoServer { .. } | ConnectError::Lost { .. } => true,
-        ConnectError::Open(OpenError::System { .. }) => true,
-        _ => false,
-    };
+    let is_for_now = matches!(
+        error,
+        ConnectError::NoServer { .. }
+            | ConnectError::Lost { .. }
+            | ConnectError::Open(OpenError::System { .. })
+    );
     is_for_now && !is_cut_off
 }
 

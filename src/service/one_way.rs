@@ -187,11 +187,16 @@ impl<T: ShmMessage> Drop for Receiver<T> {
 ///
 /// A sender is one lane. It goes to another thread, but is not shared by two:
 /// [`try_clone`](Self::try_clone) makes a second one.
+///
+/// It outlives its receiver: one message fails with [`SendError::Closed`], which says that what the receiver had not
+/// taken is lost. The next goes to whoever receives under this name then, if somebody does.
 pub struct Sender<T: ShmMessage> {
     outbox: Outbox,
     name: String,
     wait: Wait,
-    _closer: Closer,
+    /// Whether its user knows that the receiver is gone, and with it what was under way.
+    is_told: bool,
+    closer: Closer,
     bus: Arc<BusShared>,
     _message: PhantomData<fn(T)>,
 }
@@ -210,7 +215,8 @@ impl<T: ShmMessage> Sender<T> {
             outbox,
             name: name.to_owned(),
             wait: node.config().wait,
-            _closer: closer,
+            is_told: false,
+            closer,
             bus: bus.clone(),
             _message: PhantomData,
         })
@@ -276,7 +282,8 @@ impl<T: ShmMessage> Sender<T> {
     /// ```
     #[inline]
     pub fn send(&mut self, message: &T) -> Result<(), SendError> {
-        self.outbox.send(message, To::tag(0), self.wait, None)
+        let wait = self.wait;
+        self.send_by(|outbox| outbox.send(message, To::tag(0), wait, None))
     }
 
     /// As [`send`](Self::send), but never waits.
@@ -308,7 +315,7 @@ impl<T: ShmMessage> Sender<T> {
     /// ```
     #[inline]
     pub fn try_send(&mut self, message: &T) -> Result<(), SendError> {
-        self.outbox.try_send(message, To::tag(0))
+        self.send_by(|outbox| outbox.try_send(message, To::tag(0)))
     }
 
     /// As [`send`](Self::send), but waits at most so long.
@@ -339,12 +346,38 @@ impl<T: ShmMessage> Sender<T> {
     /// # Ok(()) }
     /// ```
     pub fn send_timeout(&mut self, message: &T, timeout: Duration) -> Result<(), SendError> {
-        self.outbox.send(
-            message,
-            To::tag(0),
-            self.wait,
-            Instant::now().checked_add(timeout),
-        )
+        let (wait, deadline) = (self.wait, Instant::now().checked_add(timeout));
+        self.send_by(|outbox| outbox.send(message, To::tag(0), wait, deadline))
+    }
+
+    #[inline(always)]
+    fn send_by(
+        &mut self,
+        send: impl Fn(&mut Outbox) -> Result<(), SendError>,
+    ) -> Result<(), SendError> {
+        match send(&mut self.outbox) {
+            Err(error @ SendError::Closed { .. }) => self.send_on(error, send),
+            sent => sent,
+        }
+    }
+
+    /// The receiver is gone: says so once, and then sends to its successor.
+    #[cold]
+    fn send_on(
+        &mut self,
+        closed: SendError,
+        send: impl Fn(&mut Outbox) -> Result<(), SendError>,
+    ) -> Result<(), SendError> {
+        if !std::mem::replace(&mut self.is_told, true) {
+            return Err(closed);
+        }
+        let Ok(next) = Sender::<T>::connect(&self.bus, &self.name, None) else {
+            return Err(closed);
+        };
+        self.outbox = next.outbox;
+        self.closer = next.closer;
+        self.is_told = false;
+        send(&mut self.outbox)
     }
 
     /// Borrows memory of the slab to fill; see [`Client::loan_bytes`](crate::Client::loan_bytes).

@@ -10,9 +10,10 @@ use shmbus::rkyv::rancor::Fallible;
 use shmbus::rkyv::ser::{Allocator, Writer};
 use shmbus::rkyv::vec::{ArchivedVec, VecResolver};
 use shmbus::rkyv::with::{ArchiveWith, DeserializeWith, SerializeWith};
-use shmbus::{Bus, Bytes, CallError, ConnectError, ShmMessage};
+use shmbus::{Bus, Bytes, CallError, ConnectError, SendError, ShmMessage};
 
 use crate::ends::{Walk, walk};
+use crate::faults::Unchecked;
 use crate::support::{Ask, Child, alone, answer, check_call, name, open, tell, together};
 
 /// What may be handled twice.
@@ -318,6 +319,51 @@ fn a_client_has_one_server_after_the_other() {
     assert_eq!(settled(&calling), 0);
 }
 
+/// What was under way may be lost, which is said once.
+#[test]
+fn a_sender_has_one_receiver_after_the_other() {
+    let _together = together();
+    let name = name("receivers");
+    let sending = open(&name);
+    let receive = || {
+        let bus = open(&name);
+        let receiver = bus.receiver::<Ask>("asks").expect("nobody else does");
+        (bus, receiver)
+    };
+    let (mut bus, mut receiver) = receive();
+    let mut sender = sending.sender::<Ask>("asks").expect("it is received");
+    for round in 0..20 {
+        for len in [0, 5_000, 50_000] {
+            sender.send(&Ask::new(round, len)).expect("there is room");
+            let ask = receiver.next().expect("not forked").expect("it was sent");
+            assert_eq!((ask.id.to_native(), ask.text.len()), (round, len));
+        }
+        drop((receiver, bus));
+        let mut sent = 0;
+        let closed = |error: SendError| matches!(error, SendError::Closed { .. });
+        while sender.try_send(&Ask::new(99, 0)).map_err(closed) != Err(true) {
+            sent += 1;
+            assert!(sent < 1_000_000, "it must learn of that");
+        }
+        assert!(
+            sender.send(&Ask::new(99, 0)).is_err_and(closed),
+            "nobody is there"
+        );
+        (bus, receiver) = receive();
+    }
+    sender.send(&Ask::new(7, 0)).expect("somebody is there");
+    assert_eq!(
+        receiver
+            .next()
+            .expect("not forked")
+            .expect("it was sent")
+            .id,
+        7
+    );
+    drop((sender, receiver, bus));
+    assert_eq!(settled(&sending), 0);
+}
+
 /// Items may have been taken.
 #[test]
 fn a_stream_is_lost_with_its_server_and_the_next_one_is_not() {
@@ -358,6 +404,44 @@ fn a_stream_is_lost_with_its_server_and_the_next_one_is_not() {
     drop(call);
     drop((client, server, bus));
     assert_eq!(settled(&calling), 0);
+}
+
+/// Whose answers are never valid.
+#[derive(ShmMessage)]
+#[shm(service = "lie", reply = Lie, idempotent)]
+struct Doubt {
+    number: u32,
+}
+
+#[derive(ShmMessage)]
+struct Lie {
+    #[rkyv(with = Unchecked)]
+    flag: u8,
+}
+
+/// The next answer would be no better.
+#[test]
+fn a_call_whose_answer_broke_the_protocol_is_not_made_again() {
+    let _together = together();
+    let name = name("lies");
+    let (serving, calling) = (open(&name), open(&name));
+    let mut server = serving.server::<Doubt>().expect("nobody else serves");
+    let client = calling.client::<Doubt>().expect("it is served");
+    let tasks = calling.async_client::<Doubt>().expect("it is served");
+    let lying = thread::spawn(move || {
+        let mut asked = Vec::new();
+        while let Some(call) = server.next().expect("not forked") {
+            asked.push(call.number.to_native());
+            let _ = call.reply(&Lie { flag: 7 });
+        }
+        asked
+    });
+    let lost = client.call(&Doubt { number: 1 }).err();
+    let broken = |lost| matches!(lost, Some(CallError::Lost { fault: Some(_), .. }));
+    assert!(broken(lost));
+    assert!(broken(tasks.call(&Doubt { number: 2 }).wait().err()));
+    serving.close();
+    assert_eq!(lying.join().expect("it does not panic"), [1, 2]);
 }
 
 /// As `looks_up`, of an inherited link.
