@@ -15,6 +15,7 @@
 //! | `cancel-to-seen` | from before a stream is dropped until `is_cancelled` says so on the other side | `small`, halved |
 //! | `small-behind-40MiB` | a call right after another was made that carries 40 MiB | `small` asleep |
 //! | `upload-40MiB` | making that other call: 40 MiB are copied into shared memory | |
+//! | `successor` | from when a server is about to offer its service until it has answered a call that its predecessor took and was killed for | 100 ms |
 //!
 //! `cargo bench --bench conversation -- --help` lists the options.
 
@@ -23,6 +24,7 @@ mod common;
 mod drive;
 mod event;
 mod stream;
+mod successor;
 mod tasks;
 
 use std::process::ExitCode;
@@ -127,6 +129,14 @@ fn main() -> ExitCode {
             tasks::UPLOAD,
             tasks::upload,
             tasks::behind_child,
+        ),
+        case(
+            "successor",
+            Mode::Park,
+            50,
+            successor::BYTES,
+            successor::parent,
+            successor::child,
         ),
     ];
     common::main("conversation", &cases)
