@@ -224,6 +224,8 @@ impl Node {
 #[cfg(all(test, not(loom)))]
 pub(crate) mod tests {
     use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::time::Duration;
 
     use super::super::offer::Asked;
     use super::super::place::{self, socket_name};
@@ -232,6 +234,10 @@ pub(crate) mod tests {
     use crate::error::Fault;
     use crate::link::wire::Schemas;
     use crate::link::{Answer, LaneId};
+    use crate::wait::tasks::Drive;
+
+    /// Only what hangs takes so long.
+    const WATCHDOG: Duration = Duration::from_secs(60);
 
     /// A bus.
     pub(crate) struct Party(pub(crate) Arc<Node>);
@@ -239,6 +245,37 @@ pub(crate) mod tests {
     impl Drop for Party {
         fn drop(&mut self) {
             self.0.stop();
+        }
+    }
+
+    impl Party {
+        /// Holds the quiet thread up until the returned is dropped.
+        pub(crate) fn halt(&self) -> Halt {
+            let (enters, entered) = channel();
+            let (go, goes) = channel();
+            let halted = Arc::new(Halted(Mutex::new((enters, goes))));
+            self.0.due().push(Arc::downgrade(&halted) as Weak<_>);
+            entered.recv_timeout(WATCHDOG).expect("it comes by");
+            Halt {
+                _go: go,
+                _halted: halted,
+            }
+        }
+    }
+
+    pub(crate) struct Halt {
+        _go: Sender<()>,
+        _halted: Arc<Halted>,
+    }
+
+    struct Halted(Mutex<(Sender<()>, Receiver<()>)>);
+
+    impl Drive for Halted {
+        fn drive(&self) -> bool {
+            let (enters, goes) = &*lock(&self.0);
+            let _ = enters.send(());
+            let _ = goes.recv();
+            false
         }
     }
 

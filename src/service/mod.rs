@@ -14,6 +14,8 @@ pub(crate) mod hub;
 mod items;
 mod newest;
 mod one_way;
+#[cfg(test)]
+mod orders;
 pub(crate) mod port;
 mod scope;
 mod server;

@@ -10,6 +10,7 @@ mod ends;
 mod faults;
 mod fork;
 mod gathering;
+mod handover;
 mod hot_path;
 mod latest;
 mod layouts;

@@ -78,35 +78,6 @@ impl Party {
         }
         (core, offer)
     }
-
-    /// Holds the quiet thread up until the returned is dropped.
-    fn halt(&self) -> Halt {
-        let (enters, entered) = channel();
-        let (go, goes) = channel();
-        let halted = Arc::new(Halted(Mutex::new((enters, goes))));
-        self.0.due().push(Arc::downgrade(&halted) as Weak<_>);
-        entered.recv_timeout(WATCHDOG).expect("it comes by");
-        Halt {
-            _go: go,
-            _halted: halted,
-        }
-    }
-}
-
-struct Halt {
-    _go: Sender<()>,
-    _halted: Arc<Halted>,
-}
-
-struct Halted(Mutex<(Sender<()>, Receiver<()>)>);
-
-impl Drive for Halted {
-    fn drive(&self) -> bool {
-        let (enters, goes) = &*lock(&self.0);
-        let _ = enters.send(());
-        let _ = goes.recv();
-        false
-    }
 }
 
 /// Waits for what other threads are about to do.
