@@ -74,6 +74,7 @@ impl<R: ShmRequest> Client<R> {
         let lost = ConnectError::Lost {
             pid: outbox.link().pid(),
             fault: None,
+            ended: None,
         };
         let mut inbox = inbox.ok_or(lost)?;
         inbox.watch();
@@ -573,5 +574,6 @@ pub(super) fn lost<E>(inbox: &Inbox) -> CallError<E> {
     CallError::Lost {
         pid: inbox.link().pid(),
         fault: inbox.link().fault(),
+        ended: inbox.link().ended(),
     }
 }

@@ -227,6 +227,7 @@ fn open_strand<R: ShmRequest>(
     let lost = ConnectError::Lost {
         pid: outbox.link().pid(),
         fault: None,
+        ended: None,
     };
     let strand = Strand::new(outbox, inbox.ok_or(lost)?, closer, node.origin());
     let strand = Arc::new(strand);
