@@ -1,7 +1,11 @@
 //! What can go wrong, said so that a reader knows what to do.
 
+mod ended;
+
 use std::io;
 use std::path::PathBuf;
+
+pub use ended::Ended;
 
 use crate::schema::Difference;
 
@@ -270,13 +274,15 @@ pub enum ConnectError {
         differences: Vec<Difference>,
     },
     /// The peer went away, or was refused, while the lanes were made.
-    #[error("the link to process {pid} ended{}", reason(fault))]
+    #[error("the link to process {pid} ended{}", reason(fault, ended))]
     Lost {
         /// The process at the other end.
         pid: u32,
         /// How it broke the protocol, if it did.
         #[source]
         fault: Option<Fault>,
+        /// How its process ended, where it has, and that is known.
+        ended: Option<Ended>,
     },
     /// The server did not answer in time.
     #[error("process {pid} did not answer for the service {service:?} in time")]
@@ -294,10 +300,11 @@ pub enum ConnectError {
     Memory(#[from] MemoryError),
 }
 
-fn reason(fault: &Option<Fault>) -> String {
-    fault
-        .as_ref()
-        .map_or_else(String::new, |f| format!(": {f}"))
+/// How a link ended: by what its peer did wrong, or with its process.
+fn reason(fault: &Option<Fault>, ended: &Option<Ended>) -> String {
+    let fault = fault.as_ref().map(|f| format!(": {f}"));
+    let ended = || ended.map(|ended| format!(": {ended}"));
+    fault.or_else(ended).unwrap_or_default()
 }
 
 /// Why a message was not sent. It is still the caller's, and nothing of it was published.
@@ -328,7 +335,7 @@ pub enum SendError {
     /// its successor.
     #[error(
         "process {pid} receives no more{}; what it had not taken is lost",
-        reason(fault)
+        reason(fault, ended)
     )]
     Closed {
         /// The process at the other end.
@@ -336,6 +343,8 @@ pub enum SendError {
         /// How it broke the protocol, if it did.
         #[source]
         fault: Option<Fault>,
+        /// How its process ended, where it has, and that is known.
+        ended: Option<Ended>,
     },
     /// Its caller has cancelled the call that it belongs to.
     #[error("the caller has cancelled the call")]
@@ -391,13 +400,15 @@ pub enum PinError {
         fault: Fault,
     },
     /// The link ended before the memory that the handle refers to was known here.
-    #[error("the link to process {pid} ended{}", reason(fault))]
+    #[error("the link to process {pid} ended{}", reason(fault, ended))]
     Lost {
         /// The process at the other end.
         pid: u32,
         /// How it broke the protocol, if it did.
         #[source]
         fault: Option<Fault>,
+        /// How its process ended, where it has, and that is known.
+        ended: Option<Ended>,
     },
     /// The message was received before this process was forked off.
     #[error("this process was forked from the one that opened the bus: open a bus of its own")]
@@ -419,13 +430,15 @@ pub enum CallError<E = crate::message::Nothing> {
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// The server is gone, with the request taken or not.
-    #[error("process {pid} went away before it replied{}", reason(fault))]
+    #[error("process {pid} went away before it replied{}", reason(fault, ended))]
     Lost {
         /// The process at the other end.
         pid: u32,
         /// How it broke the protocol, if it did.
         #[source]
         fault: Option<Fault>,
+        /// How its process ended, where it has, and that is known.
+        ended: Option<Ended>,
     },
     /// The server dropped the call without a reply.
     #[error("process {pid} dropped the call without a reply")]

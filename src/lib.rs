@@ -98,7 +98,9 @@ pub use bus::{Bus, Config};
 pub use driver::Driver;
 #[cfg(not(loom))]
 pub use error::CallError;
-pub use error::{ConnectError, Fault, MemoryError, OpenError, PinError, ReceiveError, SendError};
+pub use error::{
+    ConnectError, Ended, Fault, MemoryError, OpenError, PinError, ReceiveError, SendError,
+};
 #[cfg(not(loom))]
 pub use lane::{ArchivedPinned, Bulk, Bytes, Incoming, Kept, Opened, Pinned, View};
 #[cfg(not(loom))]

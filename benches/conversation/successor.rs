@@ -65,7 +65,9 @@ pub fn parent(run: &Run) -> Result<Figures> {
         run.record(&mut times, id, time)?;
         server = Some(next);
     }
-    ensure!(bus.take_incidents().is_empty(), "nobody broke the protocol");
+    for incident in bus.take_incidents() {
+        ensure!(incident.what.contains("SIGKILL"), "{incident}");
+    }
     Ok(quantiles(&times))
 }
 

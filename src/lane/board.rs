@@ -281,6 +281,7 @@ impl Board {
         let node = self.node.upgrade().ok_or(SendError::Closed {
             pid: std::process::id(),
             fault: None,
+            ended: None,
         })?;
         match node.arena().allocate(size as u64) {
             Err(MemoryError::Limit { .. }) => {

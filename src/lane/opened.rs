@@ -224,8 +224,8 @@ fn of_link<T: ShmMessage>(link: &Link, key: PinKey) -> Result<Arc<PeerSegment>, 
     let segment = found.map_err(|fault| {
         if matches!(fault, Fault::Segment { .. }) && link.is_dead() {
             // It was announced before the message came, and not read any more.
-            let fault = link.fault();
-            return PinError::Lost { pid, fault };
+            let (fault, ended) = (link.fault(), link.ended());
+            return PinError::Lost { pid, fault, ended };
         }
         link.die(Some(fault.clone()));
         PinError::Fault { pid, fault }

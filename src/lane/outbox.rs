@@ -517,6 +517,7 @@ impl Outbox {
         SendError::Closed {
             pid: self.parts.link.pid(),
             fault: self.parts.link.fault(),
+            ended: self.parts.link.ended_by_now(),
         }
     }
 

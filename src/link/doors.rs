@@ -4,10 +4,38 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 
 use super::Link;
+use super::node::Node;
 use crate::error::MemoryError;
 use crate::memory::arena::Arena;
 use crate::memory::layout::{DOORBELL_LANES, Doorbell, SegmentRef};
 use crate::memory::shared::Shared;
+
+/// The most doorbells that one peer has at our ports.
+const MOST_DOORS: usize = 1024;
+
+impl Link {
+    /// A free bit in a doorbell of ours at the peer's port of this name.
+    pub(crate) fn take_bit(
+        self: &Arc<Self>,
+        node: &Node,
+        name: &str,
+    ) -> Result<DoorBit, MemoryError> {
+        self.state().doors.take(node.arena(), name, self)
+    }
+
+    fn free_bit(&self, at: SegmentRef, bit: u16) {
+        if self.origin.is_forked() {
+            return;
+        }
+        self.state().doors.free(at, bit);
+    }
+
+    /// Notes a doorbell of the peer's at a port of ours; false where there are too many.
+    pub(crate) fn knows_door(&self, at: SegmentRef) -> bool {
+        let doors = &mut self.state().their_doors;
+        doors.contains(&at) || (doors.len() < MOST_DOORS && doors.insert(at))
+    }
+}
 
 /// A doorbell at a port of the peer's, and a lane's bit in it, which is free again when dropped.
 pub(crate) struct DoorBit {

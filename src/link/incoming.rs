@@ -77,8 +77,11 @@ impl Link {
             let Ok(Some((n, descriptors))) = self.socket.receive(buffer) else {
                 return;
             };
-            let (Ok(Control::Segment { id, len }), Descriptors::Came(fds)) =
-                (wire::decode(&buffer[..n]), descriptors)
+            let control = wire::decode(&buffer[..n]);
+            if let Ok(Control::Bye) = control {
+                self.ending.say_bye();
+            }
+            let (Ok(Control::Segment { id, len }), Descriptors::Came(fds)) = (control, descriptors)
             else {
                 continue;
             };
@@ -159,7 +162,10 @@ impl Link {
             }
             Control::Gone { name } => drop(self.state().serving.remove(&name)),
             Control::Joined { name, lane } => node.joined(&name, (self.token, lane)),
-            Control::Bye => self.die(None),
+            Control::Bye => {
+                self.ending.say_bye();
+                self.die(None);
+            }
         }
         Ok(())
     }

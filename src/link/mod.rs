@@ -6,6 +6,7 @@
 //! - [`lanes`], [`doors`]: what lies in our memory for the peer to look at; [`presence`]: what we
 //!   look at in its memory; [`pins`]: of both, what messages refer to.
 //! - [`node`]: what one open bus has: its arena, its links, its ports, its quiet thread.
+//! - [`ending`]: how the peer's process ended, where the system knows.
 //! - [`place`]: the directory of a bus: names, locks, sockets; [`awaited`]: who waits for a name; [`member`],
 //!   [`topics`]: who takes part in a topic, and who learns of it.
 //!
@@ -27,6 +28,7 @@
 
 mod awaited;
 mod doors;
+mod ending;
 mod incoming;
 mod lanes;
 mod line;
@@ -48,17 +50,19 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use crate::error::{Fault, MemoryError};
+use crate::error::Fault;
 use crate::memory::layout::{LAYOUT_VERSION, SegmentRef};
 use crate::memory::ring::Sent;
 use crate::memory::segment::{OwnSegment, PeerSegment};
 use crate::sync::{AtomicBool, Ordering};
 use crate::sys::fork::{Mine, Origin};
 use crate::sys::poll::{self, Epoll};
+use crate::sys::process::Process;
 use crate::sys::socket::{Credentials, Socket};
 use crate::wait::{Post, Sleeper};
 pub(crate) use doors::DoorBit;
 use doors::Doors;
+use ending::Ending;
 use incoming::Read;
 pub(crate) use lanes::Estate;
 use lanes::Lanes;
@@ -72,8 +76,6 @@ use wire::{Control, End, Refusal};
 
 /// How long a peer may take to say hello, or to answer.
 pub(crate) const HANDSHAKE: Duration = Duration::from_secs(5);
-/// The most doorbells that one peer has at our ports.
-const MOST_DOORS: usize = 1024;
 
 /// The answer to a request for a port.
 pub(crate) type Answer = Result<End, Refusal>;
@@ -83,6 +85,7 @@ pub(crate) struct Link {
     token: u64,
     socket: Arc<Mine<Socket>>,
     peer: Credentials,
+    ending: Ending,
     node: Weak<Node>,
     epoll: Arc<Epoll>,
     outgoing: Mutex<Outgoing>,
@@ -128,7 +131,7 @@ impl Link {
     pub(crate) fn new(
         token: u64,
         socket: Socket,
-        peer: Credentials,
+        (peer, process): (Credentials, Option<Process>),
         (node, epoll): (Weak<Node>, Arc<Epoll>),
         origin: Origin,
     ) -> Link {
@@ -138,6 +141,7 @@ impl Link {
             mapped: Mapped::new(socket.clone(), origin),
             socket,
             peer,
+            ending: Ending::new(process),
             node,
             epoll,
             outgoing: Mutex::default(),
@@ -356,6 +360,8 @@ impl Link {
         if !self.is_dead() {
             self.pump();
         } else if poll::is_ended(self.socket.as_fd()) {
+            // What it said last, where a system error told of its end first.
+            self.pump();
             self.free();
         }
     }
@@ -493,28 +499,6 @@ impl Link {
         buried.settle();
     }
 
-    /// A free bit in a doorbell of ours at the peer's port of this name.
-    pub(crate) fn take_bit(
-        self: &Arc<Self>,
-        node: &Node,
-        name: &str,
-    ) -> Result<DoorBit, MemoryError> {
-        self.state().doors.take(node.arena(), name, self)
-    }
-
-    fn free_bit(&self, at: SegmentRef, bit: u16) {
-        if self.origin.is_forked() {
-            return;
-        }
-        self.state().doors.free(at, bit);
-    }
-
-    /// Notes a doorbell of the peer's at a port of ours; false where there are too many.
-    pub(crate) fn knows_door(&self, at: SegmentRef) -> bool {
-        let doors = &mut self.state().their_doors;
-        doors.contains(&at) || (doors.len() < MOST_DOORS && doors.insert(at))
-    }
-
     /// Ends the link: every lane of it is closed, and whoever waits on one is woken.
     pub(crate) fn die(&self, fault: Option<Fault>) {
         if self.origin.is_forked() {
@@ -527,6 +511,7 @@ impl Link {
         if self.dead.swap(true, Ordering::Release) {
             return;
         }
+        self.ending.begin();
         let (ended, waiting) = {
             let mut state = self.state();
             let all = std::mem::take(&mut state.answers);

@@ -4,7 +4,7 @@
 //! dropped. It makes and ends links and lanes. No message goes through it, and nothing on the
 //! path of a message waits for it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, Weak};
@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::awaited::Awaited;
+use super::ending::{Dying, MOST_DYING};
 use super::offer::Port;
 use super::pins::Shelf;
 use super::place::{Owner, Place};
@@ -26,6 +27,7 @@ use crate::memory::shared::Shared;
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
 use crate::sys::fork::{Mine, Origin};
 use crate::sys::poll::{self, Epoll};
+use crate::sys::process::Process;
 use crate::sys::socket::{Credentials, Listener, Socket};
 use crate::sys::user_id;
 use crate::wait::rings::RingSet;
@@ -87,6 +89,8 @@ pub(crate) struct Node {
     pub(super) listener: Mutex<Option<Arc<Mine<Listener>>>>,
     sleepers: Mutex<Vec<Weak<Sleeper>>>,
     incidents: Mutex<Vec<Incident>>,
+    /// Peers whose links ended without a word, and whose processes may be about to end.
+    dying: Mutex<VecDeque<Dying>>,
     pub(super) topics: Topics,
     pub(super) awaited: Awaited,
     quiet: Mutex<Option<JoinHandle<()>>>,
@@ -144,6 +148,7 @@ impl Node {
                 listener: Mutex::default(),
                 sleepers: Mutex::default(),
                 incidents: Mutex::default(),
+                dying: Mutex::default(),
                 topics: Topics::default(),
                 awaited: Awaited::default(),
                 quiet: Mutex::default(),
@@ -311,7 +316,8 @@ impl Node {
         let peer = socket
             .credentials()
             .map_err(OpenError::system("see who connected"))?;
-        self.adopt_from(socket, peer)
+        let process = socket.process();
+        self.adopt_from(socket, (peer, process))
     }
 
     /// Adopts one end of a socket pair whose other end a child of ours inherited: the kernel only
@@ -321,19 +327,15 @@ impl Node {
         socket: Socket,
         pid: u32,
     ) -> Result<Arc<Link>, OpenError> {
-        self.adopt_from(
-            socket,
-            Credentials {
-                pid,
-                uid: user_id(),
-            },
-        )
+        let uid = user_id();
+        let peer = (Credentials { pid, uid }, Process::of_child(pid));
+        self.adopt_from(socket, peer)
     }
 
     fn adopt_from(
         self: &Arc<Self>,
         socket: Socket,
-        peer: Credentials,
+        (peer, process): (Credentials, Option<Process>),
     ) -> Result<Arc<Link>, OpenError> {
         if peer.uid != user_id() {
             let problem = format!("it runs as user {}, this one as {}", peer.uid, user_id());
@@ -347,7 +349,7 @@ impl Node {
         let link = Arc::new(Link::new(
             token,
             socket,
-            peer,
+            (peer, process),
             (Arc::downgrade(self), self.epoll.clone()),
             self.origin,
         ));
@@ -393,6 +395,7 @@ impl Node {
             return Err(ConnectError::Lost {
                 pid: link.pid(),
                 fault: link.fault(),
+                ended: link.ended(),
             });
         }
         Ok(link)
@@ -402,9 +405,46 @@ impl Node {
     pub(crate) fn ended(&self, link: &Link) {
         if let Some(fault) = link.fault() {
             self.report(link.pid(), fault.to_string());
+        } else {
+            self.watch_end(link);
         }
         if matches!(self.reach, Reach::Inherited) {
             self.end_ports();
+        }
+    }
+
+    /// Has the quiet thread see how a process ends whose link ended without a word.
+    fn watch_end(&self, link: &Link) {
+        // SYNC(quits): Acquire; pairs with Release in `stop`.
+        if self.quits.load(Ordering::Acquire) {
+            return;
+        }
+        // Relaxed: only its uniqueness matters.
+        let token = self.next_token.fetch_add(1, Ordering::Relaxed);
+        let Some(dying) = Dying::of(link, token) else {
+            return;
+        };
+        let mut all = lock(&self.dying);
+        if all.len() >= MOST_DYING {
+            // Its process lives on, as it seems.
+            all.pop_front().inspect(|first| first.unwatch(&self.epoll));
+        }
+        if self.epoll.add(dying.as_fd(), token).is_ok() {
+            all.push_back(dying);
+        }
+    }
+
+    /// A process has ended whose link did before.
+    fn bury(&self, token: u64) {
+        let mut all = lock(&self.dying);
+        let at = all.iter().position(|dying| dying.token() == token);
+        let dying = at.and_then(|at| all.remove(at));
+        drop(all);
+        if let Some(dying) = dying {
+            dying.unwatch(&self.epoll);
+            if let Some(killed) = dying.killed() {
+                self.report(dying.pid(), killed.to_string());
+            }
         }
     }
 
@@ -424,6 +464,7 @@ impl Node {
 
     /// The quiet thread.
     fn run(self: Arc<Self>) {
+        super::ending::wait_never();
         let mut ready = Vec::new();
         let mut strangers: Vec<(u64, Instant)> = Vec::new();
         // SYNC(quits): Acquire; pairs with Release in `stop`.
@@ -441,11 +482,10 @@ impl Node {
                     LISTENER => self.welcome(&mut strangers),
                     RINGS => drop(self.take_rings()),
                     MEMBERS => self.look_for_members(),
-                    token => {
-                        if let Some(link) = self.link(token) {
-                            link.tend();
-                        }
-                    }
+                    token => match self.link(token) {
+                        Some(link) => link.tend(),
+                        None => self.bury(token),
+                    },
                 }
             }
             self.due.run();

@@ -416,5 +416,6 @@ pub(super) fn lost<E>(inbox: &Inbox) -> CallError<E> {
     CallError::Lost {
         pid: inbox.link().pid(),
         fault: inbox.link().fault(),
+        ended: inbox.link().ended(),
     }
 }

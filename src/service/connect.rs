@@ -125,6 +125,7 @@ fn try_connect(
         return Err(ConnectError::Lost {
             pid: link.pid(),
             fault: link.fault(),
+            ended: link.ended(),
         });
     }
     let sleeper = node.new_sleeper(waiter)?;
@@ -180,6 +181,7 @@ fn lost(link: &Link) -> ConnectError {
     ConnectError::Lost {
         pid: link.pid(),
         fault: link.fault(),
+        ended: link.ended(),
     }
 }
 

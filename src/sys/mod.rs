@@ -14,6 +14,7 @@ pub(crate) mod lock;
 pub(crate) mod membarrier;
 pub(crate) mod memfd;
 pub(crate) mod poll;
+pub(crate) mod process;
 pub(crate) mod socket;
 
 use std::io;

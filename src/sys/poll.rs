@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A set of descriptors, each with a number that tells it from the others. Readable while one of them is
 /// ready.
@@ -142,6 +142,15 @@ pub(crate) fn writable(fd: BorrowedFd<'_>, timeout: Duration) -> bool {
 /// `poll(POLLRDHUP)`: whether the other side of a socket sends no more, now.
 pub(crate) fn is_ended(fd: BorrowedFd<'_>) -> bool {
     one(fd, libc::POLLRDHUP, Duration::ZERO)
+}
+
+/// `poll(POLLIN)`: waits until a descriptor is readable; false when the time is up.
+pub(crate) fn readable_until(fd: BorrowedFd<'_>, deadline: Instant) -> bool {
+    one(
+        fd,
+        libc::POLLIN,
+        deadline.saturating_duration_since(Instant::now()),
+    )
 }
 
 fn one(fd: BorrowedFd<'_>, events: libc::c_short, timeout: Duration) -> bool {

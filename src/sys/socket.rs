@@ -5,6 +5,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use super::process::Process;
+
 const KIND: libc::c_int = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
 
 /// As many descriptors as one message of ours ever carries.
@@ -78,6 +80,26 @@ impl Socket {
             pid: cred.pid as u32,
             uid: cred.uid,
         })
+    }
+
+    /// `getsockopt(SO_PEERPIDFD)`: the process that [`credentials`](Self::credentials) tell of. `None` before
+    /// Linux 6.5, and where it is gone already.
+    pub(crate) fn process(&self) -> Option<Process> {
+        const SO_PEERPIDFD: libc::c_int = 77;
+        let mut fd: RawFd = -1;
+        let mut len = size_of::<RawFd>() as libc::socklen_t;
+        // SAFETY: both pointers are to locals, and `len` is the size of the first.
+        let result = unsafe {
+            libc::getsockopt(
+                self.0.as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_PEERPIDFD,
+                (&raw mut fd).cast(),
+                &raw mut len,
+            )
+        };
+        // SAFETY: the kernel just gave this descriptor to us alone.
+        (result == 0 && fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) }.into())
     }
 
     /// `getsockopt(SO_TYPE)`: whether this descriptor is a socket of our kind.

@@ -6,6 +6,7 @@ mod conversation;
 mod deadlines;
 mod dialogue;
 mod driver;
+mod endings;
 mod ends;
 mod faults;
 mod fork;
@@ -70,6 +71,8 @@ fn child() {
         "comes-and-goes" => leftovers::comes_and_goes(arguments[0]),
         "visits" => leftovers::visits(arguments[0]),
         "has-namesakes" => leftovers::has_namesakes(arguments[0]),
+        "ends" => endings::ends(arguments[0]),
+        "ends-inherited" => endings::ends_inherited(),
         "calls-and-dies" => ends::calls_and_dies(arguments[0]),
         "drops-buses" => ends::drops_buses(arguments[0]),
         "looks-up" => succession::looks_up(arguments[0], arguments[1]),

@@ -56,6 +56,7 @@ impl<R: ShmRequest> Session<R> {
         let lost = ConnectError::Lost {
             pid: outbox.link().pid(),
             fault: None,
+            ended: None,
         };
         let mut inbox = inbox.ok_or(lost)?;
         inbox.watch();

@@ -10,7 +10,7 @@ use super::claim::Claim;
 use super::client::AsyncClient;
 use super::open::Open;
 use super::strand::Strand;
-use crate::error::{CallError, ConnectError, Fault, SendError};
+use crate::error::{CallError, ConnectError, Ended, Fault, SendError};
 use crate::lane::{Kept, Parcel};
 use crate::message::ShmRequest;
 use crate::service::client::{Error, give_back, may_go_on, said_of};
@@ -66,14 +66,18 @@ struct Succession {
 /// What its user is told if no successor comes.
 enum Gone {
     Before(ConnectError),
-    Meanwhile { pid: u32, fault: Option<Fault> },
+    Meanwhile {
+        pid: u32,
+        fault: Option<Fault>,
+        ended: Option<Ended>,
+    },
 }
 
 impl Gone {
     fn new<E>(error: CallError<E>) -> Option<Gone> {
         match error {
             CallError::Connect(none) => Some(Gone::Before(none)),
-            CallError::Lost { pid, fault } => Some(Gone::Meanwhile { pid, fault }),
+            CallError::Lost { pid, fault, ended } => Some(Gone::Meanwhile { pid, fault, ended }),
             _ => None,
         }
     }
@@ -83,7 +87,7 @@ impl<E> From<Gone> for CallError<E> {
     fn from(gone: Gone) -> Self {
         match gone {
             Gone::Before(none) => none.into(),
-            Gone::Meanwhile { pid, fault } => CallError::Lost { pid, fault },
+            Gone::Meanwhile { pid, fault, ended } => CallError::Lost { pid, fault, ended },
         }
     }
 }

@@ -106,6 +106,7 @@ fn open_strand<R: ShmRequest>(
     let lost = ConnectError::Lost {
         pid: outbox.link().pid(),
         fault: None,
+        ended: None,
     };
     outbox.set_keeping(R::IDEMPOTENT);
     let strand = Strand::new(outbox, inbox.ok_or(lost)?, closer, node.origin());

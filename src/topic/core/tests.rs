@@ -264,7 +264,14 @@ fn who_is_lost_with_a_link_is_looked_for_again() {
     let (core, _offer) = here.begin(Contract::topic::<News>(), Delivery::Reliable);
     let key = (u64::MAX, Member::new(TOPIC, Part::Subscriber, 0));
     let fault = None;
-    core.joined(&key, Err(ConnectError::Lost { pid: 0, fault }));
+    core.joined(
+        &key,
+        Err(ConnectError::Lost {
+            pid: 0,
+            fault,
+            ended: None,
+        }),
+    );
     until("it joins", || core.subscribers() == 1);
 }
 
@@ -360,6 +367,7 @@ fn nobody_is_woken_by_who_reads_a_link() {
         Err(ConnectError::Lost {
             pid: 0,
             fault: None,
+            ended: None,
         }),
     );
     assert_eq!(counting.0.load(Ordering::Relaxed), 0);

@@ -1,0 +1,149 @@
+//! How the process at the other end of a link ended, where the system knows.
+//!
+//! The end of a socket comes a little before its process can be waited for. Whoever says that a link ended waits
+//! for that, some milliseconds at the most; the quiet thread never does, but watches the process and tells of one
+//! that a signal ended (`Node::bury`).
+
+use std::cell::Cell;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use super::Link;
+use crate::error::Ended;
+use crate::sync::{AtomicBool, Ordering};
+use crate::sys::poll::Epoll;
+use crate::sys::process::Process;
+
+/// How long after the end of its link a process is waited for.
+const PATIENCE: Duration = Duration::from_millis(10);
+/// The end of a process so long after that of its link has nothing to do with it.
+const LATE: Duration = Duration::from_secs(10);
+/// The most processes that are watched after the end of their links: an honest one ends at once.
+pub(super) const MOST_DYING: usize = 64;
+
+thread_local! {
+    static WAITS_NEVER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// On this thread, nobody waits for the end of a process.
+pub(super) fn wait_never() {
+    WAITS_NEVER.set(true);
+}
+
+/// What is known of the peer's end.
+pub(super) struct Ending {
+    process: Option<Arc<Process>>,
+    /// When its link ended.
+    since: OnceLock<Instant>,
+    /// Whether it said that it ends the link: then its process may well live on.
+    said_bye: Arc<AtomicBool>,
+}
+
+impl Ending {
+    pub(super) fn new(process: Option<Process>) -> Ending {
+        Ending {
+            process: process.map(Arc::new),
+            since: OnceLock::new(),
+            said_bye: Arc::default(),
+        }
+    }
+
+    pub(super) fn begin(&self) {
+        let _ = self.since.set(Instant::now());
+    }
+
+    pub(super) fn say_bye(&self) {
+        // Relaxed: only tells whether to wait, and to report.
+        self.said_bye.store(true, Ordering::Relaxed);
+    }
+
+    fn ended(&self, patience: Duration) -> Option<Ended> {
+        let status = self.process.as_ref()?.status(patience)?;
+        Some(Ended::from_status(status))
+    }
+}
+
+impl Link {
+    /// How the peer's process ended, if that ended the link, and is known; may wait for its end.
+    #[cold]
+    pub(crate) fn ended(&self) -> Option<Ended> {
+        let since = self.ending.since.get()?;
+        // Relaxed: as in `say_bye`.
+        let lives = self.fault.get().is_some() || self.ending.said_bye.load(Ordering::Relaxed);
+        let patience = match lives || WAITS_NEVER.get() {
+            true => Duration::ZERO,
+            false => PATIENCE.saturating_sub(since.elapsed()),
+        };
+        self.ended_within(patience)
+    }
+
+    /// As [`ended`](Self::ended), as far as is known at once.
+    #[cold]
+    pub(crate) fn ended_by_now(&self) -> Option<Ended> {
+        self.ending.since.get()?;
+        self.ended_within(Duration::ZERO)
+    }
+
+    fn ended_within(&self, patience: Duration) -> Option<Ended> {
+        match self.origin.is_forked() {
+            true => None,
+            false => self.ending.ended(patience),
+        }
+    }
+}
+
+/// A process whose link ended without a word.
+pub(super) struct Dying {
+    token: u64,
+    pid: u32,
+    process: Arc<Process>,
+    said_bye: Arc<AtomicBool>,
+    since: Instant,
+}
+
+impl Dying {
+    /// The one at the other end of a link; `None` where it said that it ends the link, or is not known.
+    pub(super) fn of(link: &Link, token: u64) -> Option<Dying> {
+        let Ending {
+            process, said_bye, ..
+        } = &link.ending;
+        // Relaxed: as in `say_bye`.
+        if said_bye.load(Ordering::Relaxed) {
+            return None;
+        }
+        Some(Dying {
+            token,
+            pid: link.pid(),
+            process: process.clone()?,
+            said_bye: said_bye.clone(),
+            since: Instant::now(),
+        })
+    }
+
+    pub(super) fn token(&self) -> u64 {
+        self.token
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.process.as_fd()
+    }
+
+    pub(super) fn unwatch(&self, epoll: &Epoll) {
+        epoll.remove(self.as_fd());
+    }
+
+    /// How a signal ended it, and with it the link.
+    pub(super) fn killed(&self) -> Option<Ended> {
+        // Relaxed: as in `say_bye`.
+        if self.said_bye.load(Ordering::Relaxed) || self.since.elapsed() > LATE {
+            return None;
+        }
+        let ended = Ended::from_status(self.process.status(Duration::ZERO)?);
+        ended.is_killed().then_some(ended)
+    }
+}
