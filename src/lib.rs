@@ -93,7 +93,7 @@ mod wait;
 mod wait_set;
 
 #[cfg(not(loom))]
-pub use bus::{Bus, Config};
+pub use bus::{Bus, Config, Trust};
 #[cfg(not(loom))]
 pub use driver::Driver;
 #[cfg(not(loom))]

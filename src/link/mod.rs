@@ -97,6 +97,10 @@ pub(crate) struct Link {
     dead: AtomicBool,
     fault: OnceLock<Fault>,
     origin: Origin,
+    /// See [`Link::copies`].
+    copies: Option<usize>,
+    /// What is not known yet of a child that inherited its end: which user it runs as.
+    is_unknown: AtomicBool,
 }
 
 /// Who waits for the answer to a request for a port.
@@ -132,6 +136,7 @@ impl Link {
         origin: Origin,
     ) -> Link {
         let socket = Arc::new(Mine::new(socket));
+        let copies = node.upgrade().and_then(|node| node.config().copies());
         Link {
             token,
             mapped: Mapped::new(socket.clone(), origin),
@@ -149,6 +154,8 @@ impl Link {
             dead: AtomicBool::new(false),
             fault: OnceLock::new(),
             origin,
+            copies,
+            is_unknown: AtomicBool::new(false),
         }
     }
 
@@ -163,6 +170,11 @@ impl Link {
 
     pub(crate) fn socket(&self) -> &Socket {
         &self.socket
+    }
+
+    /// Where the peer is not trusted: what it sends is copied before it is validated, of so many bytes at most.
+    pub(crate) fn copies(&self) -> Option<usize> {
+        self.copies
     }
 
     /// Whether lanes of this link use the cheap half of a barrier.

@@ -17,7 +17,6 @@ use super::place::{Owner, Place};
 use super::topics::Topics;
 use super::wire::Control;
 use super::{HANDSHAKE, Link, lock};
-use crate::Config;
 use crate::error::{ConnectError, Fault, MemoryError, OpenError};
 use crate::memory::arena::{Arena, Limits};
 use crate::memory::layout::Bell;
@@ -30,6 +29,7 @@ use crate::sys::user_id;
 use crate::wait::rings::RingSet;
 use crate::wait::tasks::{Drive, Due};
 use crate::wait::{Sleeper, Waiter};
+use crate::{Config, Trust};
 
 /// Something that went wrong with a peer and did not concern anybody else.
 ///
@@ -99,6 +99,9 @@ const FIRST_LINK: u64 = 4;
 const RING_TURNS: usize = 16;
 /// How long a bus that is dropped waits for peers that do not read, to say that it ends.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long a thread sleeps at a time where peers are not trusted: one of them may sleep on its bell, and be woken in
+/// its place.
+const LONGEST_SLEEP: Duration = Duration::from_millis(50);
 /// More incidents than anybody reads are counted, not kept.
 const MOST_INCIDENTS: usize = 256;
 
@@ -254,7 +257,9 @@ impl Node {
         let mut sleepers = lock(&self.sleepers);
         let free = sleepers.iter().position(|s| s.strong_count() == 0);
         let id = free.unwrap_or(sleepers.len());
-        let sleeper = Arc::new(Sleeper::new(Shared::own(block), id as u32, waiter));
+        let sleeper = Sleeper::new(Shared::own(block), id as u32, waiter);
+        let longest = self.config.copies().map(|_| LONGEST_SLEEP);
+        let sleeper = Arc::new(sleeper.with_longest(longest));
         match free {
             Some(id) => sleepers[id] = Arc::downgrade(&sleeper),
             None => sleepers.push(Arc::downgrade(&sleeper)),
@@ -308,37 +313,46 @@ impl Node {
         let peer = socket
             .credentials()
             .map_err(OpenError::system("see who connected"))?;
-        self.adopt_from(socket, peer)
+        self.check_user(&peer)?;
+        self.adopt_from(socket, peer, true)
     }
 
     /// Adopts one end of a socket pair whose other end a child of ours inherited: the kernel only
-    /// knows who made the pair.
+    /// knows who made the pair, so the child's user is looked at with its hello.
     pub(crate) fn adopt_child(
         self: &Arc<Self>,
         socket: Socket,
         pid: u32,
     ) -> Result<Arc<Link>, OpenError> {
-        self.adopt_from(
-            socket,
-            Credentials {
-                pid,
-                uid: user_id(),
-            },
-        )
+        let uid = user_id();
+        self.adopt_from(socket, Credentials { pid, uid }, false)
+    }
+
+    /// Whether peers of another user are let in.
+    pub(super) fn lets_in(&self, uid: u32) -> bool {
+        uid == user_id() || self.config.trust == Trust::AnyUser
+    }
+
+    fn check_user(&self, peer: &Credentials) -> Result<(), OpenError> {
+        if self.lets_in(peer.uid) {
+            return Ok(());
+        }
+        let problem = format!(
+            "it runs as user {}, this one as {}: to let it in, and copy what it sends, set \
+             `Config::trust` to `Trust::AnyUser`",
+            peer.uid,
+            user_id()
+        );
+        let pid = peer.pid;
+        Err(OpenError::Peer { pid, problem })
     }
 
     fn adopt_from(
         self: &Arc<Self>,
         socket: Socket,
         peer: Credentials,
+        is_known: bool,
     ) -> Result<Arc<Link>, OpenError> {
-        if peer.uid != user_id() {
-            let problem = format!("it runs as user {}, this one as {}", peer.uid, user_id());
-            return Err(OpenError::Peer {
-                pid: peer.pid,
-                problem,
-            });
-        }
         // Relaxed: only its uniqueness matters.
         let token = self.next_token.fetch_add(1, Ordering::Relaxed);
         let link = Arc::new(Link::new(
@@ -348,6 +362,9 @@ impl Node {
             (Arc::downgrade(self), self.epoll.clone()),
             self.origin,
         ));
+        if !is_known {
+            link.ask_who();
+        }
         lock(&self.links).insert(token, link.clone());
         let fd = link.socket().as_fd();
         if let Err(error) = self.epoll.add(fd, token).and_then(|()| link.hello()) {

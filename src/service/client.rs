@@ -444,8 +444,9 @@ impl<R: ShmRequest> Client<R> {
     /// Validates a message, and borrows it.
     #[inline(always)]
     pub(super) fn view<T: ShmMessage>(&self, message: Message) -> Result<View<'_, T>, Error<R>> {
+        let mut message = message;
+        let archived = self.inbox.borrow_mut().validate::<T>(&mut message);
         let Message { record, segment } = message;
-        let archived = self.inbox.borrow_mut().validate::<T>(record);
         let held = Held::new(&self.inbox, &self.held, record, segment);
         match archived {
             // SAFETY: 1. it is what validation of this very message returned.
