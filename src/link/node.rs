@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -88,6 +88,8 @@ pub(crate) struct Node {
     incidents: Mutex<Vec<Incident>>,
     pub(super) topics: Topics,
     quiet: Mutex<Option<JoinHandle<()>>>,
+    /// Whose inherited link has ended by a fault, and which.
+    cut_off: OnceLock<(u32, Fault)>,
 }
 
 const EVENT: u64 = 0;
@@ -147,6 +149,7 @@ impl Node {
                 incidents: Mutex::default(),
                 topics: Topics::default(),
                 quiet: Mutex::default(),
+                cut_off: OnceLock::new(),
             }
         });
         let thread = std::thread::Builder::new().name("shmbus".into());
@@ -416,10 +419,25 @@ impl Node {
     pub(crate) fn ended(&self, link: &Link) {
         if let Some(fault) = link.fault() {
             self.report(link.pid(), fault.to_string());
+            if matches!(self.reach, Reach::Inherited) {
+                let _ = self.cut_off.set((link.pid(), fault));
+            }
         }
         if matches!(self.reach, Reach::Inherited) {
             self.end_ports();
         }
+    }
+
+    /// Whether all there was is an inherited link, and that has ended.
+    pub(crate) fn is_cut_off(&self) -> bool {
+        matches!(self.reach, Reach::Inherited) && self.all_links().is_empty()
+    }
+
+    /// Why an inherited link has ended, where that is a fault of the peer's.
+    pub(crate) fn cut_off_by(&self) -> Option<ConnectError> {
+        let (pid, fault) = self.cut_off.get().cloned()?;
+        let fault = Some(fault);
+        Some(ConnectError::Lost { pid, fault })
     }
 
     /// A link has ended, and its peer looks at nothing of ours any more.

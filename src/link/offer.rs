@@ -68,7 +68,11 @@ impl Node {
                 }
             }
         };
-        lock(&self.ports).insert(name.to_owned(), port);
+        lock(&self.ports).insert(name.to_owned(), port.clone());
+        if self.is_cut_off() {
+            // The link ended before, or finds it there.
+            port.end();
+        }
         for link in self.all_links() {
             let _ = link.say(&Control::Serving {
                 name: name.to_owned(),

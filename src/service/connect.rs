@@ -56,6 +56,8 @@ pub(crate) fn connect(
     loop {
         let result = try_connect(node, name, contract, waiter);
         let retry = match &result {
+            // An inherited link does not come back.
+            _ if node.is_cut_off() => false,
             // Nobody yet; or a server that ends right now, as its lock will show.
             Err(ConnectError::NoServer { .. } | ConnectError::Lost { .. }) => true,
             Err(ConnectError::Open(OpenError::System { .. })) => true,
@@ -109,7 +111,7 @@ fn try_connect(
         }
         Reach::Inherited => {
             let link = node.all_links().into_iter().next();
-            link.ok_or_else(|| no_server(node, name))?
+            link.ok_or_else(|| node.cut_off_by().unwrap_or_else(|| no_server(node, name)))?
         }
     };
     if !link.wait_hello() {
