@@ -55,7 +55,7 @@ use crate::sync::{AtomicBool, Ordering};
 use crate::sys::fork::{Mine, Origin};
 use crate::sys::poll::{self, Epoll};
 use crate::sys::socket::{Credentials, Socket};
-use crate::wait::{Post, Sleeper};
+use crate::wait::Post;
 pub(crate) use doors::DoorBit;
 use doors::Doors;
 use incoming::Read;
@@ -170,11 +170,6 @@ impl Link {
 
     pub(crate) fn socket(&self) -> &Socket {
         &self.socket
-    }
-
-    /// Where the peer is not trusted: what it sends is copied before it is validated, of so many bytes at most.
-    pub(crate) fn copies(&self) -> Option<usize> {
-        self.copies
     }
 
     /// Whether lanes of this link use the cheap half of a barrier.
@@ -307,15 +302,6 @@ impl Link {
             announced.insert(segment.id());
         }
         drop(announced);
-        posted.map_err(|unsent| self.unsaid(unsent))
-    }
-
-    /// Has the peer ring for the tasks that wait here, unless it was told how before.
-    pub(crate) fn announce_bell(&self, node: &Node, port: &Arc<Sleeper>) -> io::Result<()> {
-        let Some(chime) = self.rings.offer(&node.due().rings, port) else {
-            return Ok(());
-        };
-        let posted = self.post(&Control::Bell { bell: port.id() }, Some(chime));
         posted.map_err(|unsent| self.unsaid(unsent))
     }
 

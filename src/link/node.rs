@@ -435,7 +435,10 @@ impl Node {
 
     /// Why an inherited link has ended, where that is a fault of the peer's.
     pub(crate) fn cut_off_by(&self) -> Option<ConnectError> {
-        let (pid, fault) = self.cut_off.get().cloned()?;
+        let links: Vec<_> = lock(&self.links).values().cloned().collect();
+        let mut faults = links.iter().filter_map(|l| Some((l.pid(), l.fault()?)));
+        // In this order: a link is forgotten behind having said how it ended.
+        let (pid, fault) = faults.next().or_else(|| self.cut_off.get().cloned())?;
         let fault = Some(fault);
         Some(ConnectError::Lost { pid, fault })
     }

@@ -115,8 +115,9 @@ fn a_parent_refuses_a_child_of_another_user() {
         assert!(names_both(&told), "{told}");
         let (theirs, ours) = (OTHER, 0);
         assert_eq!(fault, Some(Fault::User { theirs, ours }));
-        assert_eq!(bus.take_incidents().len(), 1);
         assert!(child.end().success(), "its link has ended");
+        let again = bus.client_timeout::<Ask>(Duration::from_secs(100));
+        assert!(matches!(again, Err(ConnectError::Lost { fault: again, .. }) if again == fault));
     }
 }
 
