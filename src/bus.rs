@@ -8,7 +8,7 @@ use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use self::config::Config;
+pub use self::config::{Config, Trust};
 use crate::driver::Driver;
 use crate::error::{ConnectError, OpenError};
 use crate::link::node::{Incident, Node, Reach};

@@ -128,6 +128,28 @@ pub enum Fault {
         /// The bytes that wait for it.
         bytes: usize,
     },
+    /// A message larger than what a bus takes that copies what it receives: see [`Trust`](crate::Trust).
+    #[error(
+        "the peer sent a message of {bytes} bytes; a bus that copies what it receives takes {most}, its \
+         `Config::max_message`"
+    )]
+    TooLarge {
+        /// The bytes of the message.
+        bytes: usize,
+        /// The most that is taken.
+        most: usize,
+    },
+    /// A child that runs as another user.
+    #[error(
+        "the peer runs as user {theirs}, this process as {ours}: to let it in, and copy what it sends, set \
+         `Config::trust` to `Trust::AnyUser`"
+    )]
+    User {
+        /// The user that the peer runs as.
+        theirs: u32,
+        /// The user that this process runs as.
+        ours: u32,
+    },
     /// A control message that makes no sense, or none at that moment.
     #[error("the peer sent a control message that is {what}")]
     Control {

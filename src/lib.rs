@@ -51,9 +51,12 @@
 //! # Trust
 //!
 //! Memory is written by its owner only: the kernel refuses a peer every write. What a peer wrote is
-//! checked before it is used. It is not copied, so a peer that is *malicious* could change its own
-//! bytes after they were checked; peers of another user are refused, and one of the same user
-//! could as well trace this process. A peer that is merely broken, or dies, harms nobody.
+//! checked before it is used. A peer that is merely broken, or dies, harms nobody.
+//!
+//! By default it is not copied, so a peer that is *malicious* could change its own bytes after they were
+//! checked; peers of another user are refused, and one of the same user could as well trace this process. Where
+//! that is not so, say it with [`Config::trust`]: what comes from peers that are not [trusted](Trust) is copied, and the
+//! copy checked and borrowed. `SECURITY.md` says what is promised then, and what is not.
 //!
 //! Linux 5.1 or newer is needed.
 
@@ -93,7 +96,7 @@ mod wait;
 mod wait_set;
 
 #[cfg(not(loom))]
-pub use bus::{Bus, Config};
+pub use bus::{Bus, Config, Trust};
 #[cfg(not(loom))]
 pub use driver::Driver;
 #[cfg(not(loom))]
@@ -136,6 +139,10 @@ pub use wait_set::{Event, WaitPort, WaitSet};
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct ReadmeDocTests;
+
+#[cfg(doctest)]
+#[doc = include_str!("../SECURITY.md")]
+struct SecurityDocTests;
 
 #[cfg(any(doc, doctest))]
 #[doc = include_str!("../docs/conversation.md")]

@@ -131,6 +131,8 @@ pub(crate) struct Sleeper {
     id: u32,
     waiter: Waiter,
     poked: AtomicBool,
+    /// How long it sleeps at a time, where a peer might keep a wake-up from it.
+    longest: Option<Duration>,
     /// The port whose tasks wait here, once it stands.
     #[cfg(not(loom))]
     tasks: OnceLock<(Weak<dyn Drive>, Arc<Due>)>,
@@ -144,9 +146,15 @@ impl Sleeper {
             id,
             waiter,
             poked: AtomicBool::new(false),
+            longest: None,
             #[cfg(not(loom))]
             tasks: OnceLock::new(),
         }
+    }
+
+    /// Has it sleep for at most so long at a time.
+    pub(crate) fn with_longest(self, longest: Option<Duration>) -> Sleeper {
+        Sleeper { longest, ..self }
     }
 
     /// Says which port's tasks wait here: it is driven from now on where a sleeper is woken.
@@ -175,6 +183,7 @@ impl Sleeper {
             id: 0,
             waiter: Waiter::Thread,
             poked: AtomicBool::new(false),
+            longest: None,
         }
     }
 
@@ -198,7 +207,7 @@ impl Sleeper {
         self.bell.block().expect("a sleeper's bell is its own")
     }
 
-    /// Sleeps until it is rung or poked, unless `look` finds that there is no need to.
+    /// Sleeps until it is rung or poked, unless `look` finds that there is no need to. It may wake without a reason.
     ///
     /// `ask` asks peers to be rung, by a store with Release. It returns whether one of them uses the
     /// cheap half of a barrier.
@@ -214,6 +223,7 @@ impl Sleeper {
         let asymmetric = ask(caller);
         heavy_barrier(asymmetric);
         if !look(caller) {
+            let timeout = timeout.into_iter().chain(self.longest).min();
             futex::wait(&self.bell.word, odd, timeout);
         }
         self.awake(odd);

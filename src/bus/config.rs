@@ -18,6 +18,56 @@ use crate::wait::Wait;
 
 /// Names the descriptor that a child inherits.
 const PARENT: &str = "SHMBUS_PARENT_FD";
+
+/// Who the peers of a bus are, and so whether what they send is read where they wrote it.
+///
+/// A bus is the unit of trust: open two for two kinds of peers. It has an arena of its own, so it is the unit of
+/// confidentiality as well: a peer can read all of each segment in which it was sent anything, also what lies there for
+/// other peers. Each side decides for itself, and for what it receives.
+///
+/// | | peers | what they send | what a malicious one can do |
+/// |---|---|---|---|
+/// | `SameUser` | of this user | is validated and borrowed in place | change its own bytes after that, which is undefined behaviour here |
+/// | `Untrusted` | of this user | is copied, and the copy validated and borrowed | waste its own link, and what `SECURITY.md` counts up |
+/// | `AnyUser` | of any user | is copied, always | the same |
+///
+/// # Examples
+///
+/// ```
+/// use shmbus::{Config, ShmMessage, Trust};
+///
+/// #[derive(ShmMessage)]
+/// struct Line { text: String }
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// // For what runs the code of others: a plugin, say.
+/// let bus = Config { trust: Trust::Untrusted, ..Config::default() }.open("doc-plugins")?;
+/// let mut receiver = bus.receiver::<Line>("lines")?;
+/// # let mut sender = bus.sender::<Line>("lines")?;
+/// # sender.send(&Line { text: "fn main() {}".into() })?;
+/// let line = receiver.next()?.expect("the bus is open");
+/// assert_eq!(line.text, "fn main() {}"); // of a copy, which nobody else can change
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Trust {
+    /// Processes of the same user, which may be broken, but mean no harm: they could as well trace this one.
+    #[default]
+    SameUser,
+    /// Processes of the same user that may mean harm: as where a sandbox keeps them from doing it otherwise.
+    ///
+    /// Costs a copy and an allocation for each message, for each time that a pin is opened which is not open, and for
+    /// each time that a newest value is read. What is larger than [`Config::max_message`] is not received. A thread
+    /// that waits looks around twenty times a second, since a peer might have kept a wake-up from it, and tasks of peers
+    /// are woken by control messages.
+    Untrusted,
+    /// As [`Untrusted`](Self::Untrusted), and of any user.
+    ///
+    /// The names of a bus are in a directory of this user's, so this is for inherited links: a
+    /// [child](Config::spawn) that runs as another user, whose [parent](Config::from_parent) is one for it.
+    AnyUser,
+}
+
 /// What a bus may use, and how its ports wait.
 ///
 /// ```
@@ -41,6 +91,8 @@ pub struct Config {
     /// [`View::published`](crate::View::published). Costs a look at the clock a message, some 20
     /// nanoseconds.
     pub timestamps: bool,
+    /// Who the peers of this bus are: processes of this user that mean no harm, unless told otherwise.
+    pub trust: Trust,
 }
 
 impl Default for Config {
@@ -50,11 +102,20 @@ impl Default for Config {
             memory_limit: 256 << 20,
             wait: Wait::Adaptive,
             timestamps: false,
+            trust: Trust::SameUser,
         }
     }
 }
 
 impl Config {
+    /// Where peers are not trusted: how many bytes of a message are copied at most.
+    pub(crate) fn copies(&self) -> Option<usize> {
+        match self.trust {
+            Trust::SameUser => None,
+            Trust::Untrusted | Trust::AnyUser => Some(self.max_message),
+        }
+    }
+
     /// Opens a bus with this configuration; see [`Bus::open`].
     ///
     /// # Errors
@@ -76,6 +137,9 @@ impl Config {
     /// As [`Bus::spawn`].
     pub fn spawn(self, mut command: Command) -> Result<(Bus, Child), OpenError> {
         let (ours, theirs) = Socket::pair().map_err(OpenError::system("make a socket pair"))?;
+        // Before the child is there: what it sends first is to say which user it runs as.
+        ours.set_pass_credentials(true)
+            .map_err(OpenError::system("ask which user a child runs as"))?;
         let fd = theirs.as_fd().as_raw_fd();
         command.env(PARENT, fd.to_string());
         let inherit = move || {

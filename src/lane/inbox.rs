@@ -14,7 +14,7 @@ use crate::memory::layout::{
     CELL, Cell, Envelope, HEADER, Kind, MOST_CELLS, SegmentRef, Starts, TopicBlock,
 };
 use crate::memory::ring::{Consumer, HandBack, Polled, Record};
-use crate::memory::segment::PeerSegment;
+use crate::memory::segment::{PeerSegment, copy_once};
 use crate::memory::shared::Shared;
 use crate::message::{ShmMessage, check};
 use crate::sync::load_acquire;
@@ -23,7 +23,8 @@ use crate::wait::attend::Attend;
 /// A message as it lies in the peer's memory: its range is checked, its content is not yet.
 pub(crate) struct Message {
     pub(crate) record: Received,
-    /// The segment of the peer's slab in which the bytes lie, if they do.
+    /// The segment of the peer's slab in which the bytes lie, if they do; or, once it was validated, the copy of a
+    /// peer's that is not trusted.
     pub(crate) segment: Option<Arc<PeerSegment>>,
 }
 
@@ -83,6 +84,8 @@ pub(crate) struct Inbox {
     /// missed.
     topic: Option<Shared<TopicBlock>>,
     missed: u64,
+    /// Where the peer is not trusted: messages are copied before they are validated, of so many bytes at most.
+    copies: Option<usize>,
     /// On a lane of newest values: where they are, until somebody reads them.
     newest: Option<Newest>,
     /// Whether all is handed back at once: its messages may refer to pins, which are large.
@@ -106,6 +109,7 @@ impl Inbox {
         let ring = Consumer::new(cells, starts, Arc::new(back));
         let mut inbox = Inbox {
             ring,
+            copies: link.copies(),
             link,
             line,
             near: Vec::new(),
@@ -235,16 +239,24 @@ impl Inbox {
     }
 
     /// Validates a message, once: where its archived value lies. `None` has ended the link.
+    ///
+    /// A message of a peer that is not trusted is copied first: it is the copy from then on.
     #[inline(always)]
     pub(crate) fn validate<T: ShmMessage>(
         &mut self,
-        message: Received,
+        message: &mut Message,
     ) -> Option<NonNull<T::Archived>> {
-        debug_assert_ne!(message.role, Role::Failed, "text has no alignment");
-        // SAFETY: the range was checked to lie in a mapping that this inbox, or the message, keeps.
-        // An honest sender does not write it before it is handed back; what a malicious one can do
-        // is said in the crate's documentation, under trust.
-        let bytes = unsafe { message.bytes.as_ref() };
+        debug_assert_ne!(message.record.role, Role::Failed, "text has no alignment");
+        if let Some(most) = self.copies {
+            // By value, so that where nothing is copied a message travels in registers.
+            let copy = self.copy(message.record.bytes, message.segment.take(), most)?;
+            message.record.bytes = copy.bytes();
+            message.segment = Some(copy);
+        }
+        // SAFETY: the range was checked to lie in a mapping that this inbox, or the message, keeps; or it is a copy
+        // of our own. An honest sender does not write it before it is handed back; what a malicious one
+        // that is trusted can do is said in the crate's documentation, under trust.
+        let bytes = unsafe { message.record.bytes.as_ref() };
         match check::<T>(bytes) {
             Ok(archived) => Some(NonNull::from(archived)),
             Err(error) => {
@@ -255,6 +267,25 @@ impl Inbox {
                 None
             }
         }
+    }
+
+    /// Copies a message that was not handed back. `None` has ended the link.
+    #[cold]
+    fn copy(
+        &mut self,
+        bytes: NonNull<[u8]>,
+        segment: Option<Arc<PeerSegment>>,
+        most: usize,
+    ) -> Option<Arc<PeerSegment>> {
+        if bytes.len() > most {
+            let bytes = bytes.len();
+            self.broken(Fault::TooLarge { bytes, most });
+            return None;
+        }
+        let in_block = segment.is_some();
+        // SAFETY: 1. the range was checked to lie in the cells of the lane, or in this segment.
+        let copy = unsafe { PeerSegment::copy(bytes, 0, in_block, Box::new(())) };
+        Some(Arc::new(copy))
     }
 
     /// Chooses whether all is handed back at once.
@@ -374,8 +405,8 @@ impl Inbox {
     /// The words of a record that says why there is no message.
     pub(crate) fn text(&self, record: Received) -> String {
         debug_assert_eq!(record.role, Role::Failed);
-        // SAFETY: the range lies in the lane's cells, and was not handed back; as in `validate`.
-        let text = unsafe { record.bytes.as_ref() }.to_vec();
+        // SAFETY: 1. the range lies in the lane's cells, which are mapped.
+        let text = unsafe { copy_once(record.bytes) };
         String::from_utf8_lossy(&text).into_owned()
     }
 

@@ -8,6 +8,9 @@
 //! 2. So an honest sender has the pin's block lent with that record, and writes nothing there (`memory::pins`).
 //! 3. The record is not handed back while the message is borrowed, which [`Opened`] does.
 //! 4. [`Opened`] holds the segment mapped.
+//!
+//! A pin of a peer that is not trusted is copied each time it is opened, unless it is open already: [`Opened`] holds
+//! the copy in place of the segment, and what was validated is that.
 #![allow(unsafe_code)]
 
 use std::any::TypeId;
@@ -123,7 +126,8 @@ impl<T: ShmMessage> ArchivedPinned<T> {
     /// field of.
     ///
     /// Validated when it is first opened, by whichever message of whichever port, and known from then on: of
-    /// each peer, some hundred pins are remembered, and of each lane a few that cost not even a lock.
+    /// each peer, some hundred pins are remembered, and of each lane a few that cost not even a lock. One of a peer
+    /// that is not [trusted](crate::Trust) is copied, and validated, whenever it is opened and is not open yet.
     ///
     /// # Errors
     ///
@@ -168,10 +172,10 @@ impl<T: ShmMessage> ArchivedPinned<T> {
             By::Hold(hold) => of_link::<T>(hold.link(), key)?,
             By::Nobody => return Err(PinError::NotOfMessage),
         };
-        // What was validated lay in this very mapping, so this finds it there again.
+        // What was validated lay in this very mapping, so this finds it there again; or this is its copy.
         let align = layout_of::<T>().align as u64;
         let place = segment.resolve(at, align);
-        let place = place.expect("it was resolved in this mapping before");
+        let place = place.expect("it was resolved there before");
         let root = root_position::<T::Archived>(at.len as usize);
         // SAFETY: the range lies in the segment, and the root in the range: both were checked.
         let archived = unsafe { place.add(root) }.cast();
@@ -237,10 +241,21 @@ fn of_link<T: ShmMessage>(link: &Link, key: PinKey) -> Result<Arc<PeerSegment>, 
 fn validate<T: ShmMessage>(link: &Link, key: PinKey) -> Result<Arc<PeerSegment>, Fault> {
     let segment = link.segment(key.at.segment)?;
     let place = segment.resolve(key.at, layout_of::<T>().align as u64)?;
-    let bytes = NonNull::slice_from_raw_parts(place, key.at.len as usize);
-    // SAFETY: the range was resolved in the segment, which is held here. An honest sender does not write it
-    // while it lends it with the message that is held; what a malicious one can do is said in the crate's
-    // documentation, under trust.
+    let mut bytes = NonNull::slice_from_raw_parts(place, key.at.len as usize);
+    let mut segment = segment;
+    if let Some(most) = link.copies() {
+        if bytes.len() > most {
+            let bytes = bytes.len();
+            return Err(Fault::TooLarge { bytes, most });
+        }
+        // SAFETY: 1. the range was resolved in the segment.
+        let copy = unsafe { PeerSegment::copy(bytes, key.at.offset, true, Box::new(())) };
+        bytes = copy.bytes();
+        segment = Arc::new(copy);
+    }
+    // SAFETY: the range was resolved in the segment, which is held here, or is its copy. An honest sender does not
+    // write it while it lends it with the message that is held; what a malicious one that is trusted can do is said
+    // in the crate's documentation, under trust.
     let bytes = unsafe { bytes.as_ref() };
     match check::<T>(bytes) {
         Ok(_) => Ok(segment),

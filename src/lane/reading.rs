@@ -66,6 +66,7 @@ pub(crate) struct Found {
     pub(crate) published: u64,
     pub(crate) header: NonNull<ValueHeader>,
     pub(crate) bytes: NonNull<[u8]>,
+    /// Where both lie; or, of a publisher that is not trusted, the copy of its bytes, which holds that mapped.
     pub(crate) segment: Arc<PeerSegment>,
 }
 
@@ -202,11 +203,24 @@ impl Reading {
         let place = segment.resolve(whole, CELL as u64)?;
         // SAFETY: the range was resolved, with the message's start in it.
         let message = unsafe { place.add(start) };
+        let mut bytes = NonNull::slice_from_raw_parts(message, whole.len as usize - start);
+        let mut segment = segment;
+        if let Some(most) = self.link.copies() {
+            if bytes.len() > most {
+                let bytes = bytes.len();
+                return Err(Fault::TooLarge { bytes, most });
+            }
+            // With the segment: the header stays where it is.
+            // SAFETY: 1. the range was resolved in the segment.
+            let copy = unsafe { PeerSegment::copy(bytes, 0, true, Box::new(segment)) };
+            bytes = copy.bytes();
+            segment = Arc::new(copy);
+        }
         Ok(Found {
             version,
             published,
             header,
-            bytes: NonNull::slice_from_raw_parts(message, whole.len as usize - start),
+            bytes,
             segment,
         })
     }

@@ -30,6 +30,11 @@ pub(crate) fn is_large(cells: u16, in_block: bool) -> bool {
     in_block || cells >= 8
 }
 
+/// Whether a message, or what it is a copy of, lies in a block, and not in the cells of its lane.
+fn is_block(segment: Option<&Arc<PeerSegment>>) -> bool {
+    segment.is_some_and(|segment| segment.is_block())
+}
+
 /// A record that is held: handed back when dropped.
 pub(crate) struct Held<'a> {
     inbox: &'a RefCell<Inbox>,
@@ -77,8 +82,8 @@ impl<'a> Held<'a> {
     #[inline(always)]
     pub(crate) unsafe fn view<T: ShmMessage>(self, archived: NonNull<T::Archived>) -> View<'a, T> {
         // SAFETY: it was validated, 1. `self` goes into the view beside the borrow, and hands the
-        // record back when the view is dropped; its body keeps a block's segment mapped, and the
-        // inbox, borrowed for `'a`, that of the lane.
+        // record back when the view is dropped; its body keeps a block's segment mapped, or a copy, and
+        // the inbox, borrowed for `'a`, that of the lane.
         let archived = unsafe { archived.as_ref() };
         View {
             archived,
@@ -102,6 +107,9 @@ impl Drop for Held<'_> {
 /// hands its memory back to the sender; views may be dropped in any order. A view borrows from the
 /// port that received it, which costs nothing: [`keep`](Self::keep) one that must live longer or
 /// go to another thread.
+///
+/// Of a peer that is not [trusted](crate::Trust), it borrows a copy that was made when it was received. It holds the
+/// message's place on its lane all the same.
 pub struct View<'a, T: ShmMessage> {
     archived: &'a T::Archived,
     held: Held<'a>,
@@ -136,7 +144,8 @@ impl<T: ShmMessage> View<'_, T> {
     /// Keeps the message beyond its port, its link and its peer, on any thread.
     ///
     /// A message in the sender's slab stays where it is, and keeps that memory of the sender's. A
-    /// small one lies in the lane itself, which must go on: it is copied out, 8 KiB at most.
+    /// small one lies in the lane itself, which must go on: it is copied out, 8 KiB at most. What is a copy
+    /// already, of a peer that is not [trusted](crate::Trust), is kept as that, and handed back.
     ///
     /// # Examples
     ///
@@ -183,7 +192,7 @@ impl<T: ShmMessage> View<'_, T> {
             segment,
             ..
         } = &self.held;
-        clock::moment_of(inbox.borrow().published(*cell, segment.is_some()))
+        clock::moment_of(inbox.borrow().published(*cell, is_block(segment.as_ref())))
     }
 
     /// How many messages came before it on its lane: from the same sender, or as requests of the same
@@ -234,6 +243,8 @@ impl Drop for Record {
 enum Store {
     // In this order: the memory is the sender's again when the record is handed back.
     InPlace(Record, Arc<PeerSegment>),
+    // Of a peer that is not trusted.
+    CopiedBefore(Arc<PeerSegment>),
     Copied(AlignedVec<NARROW>),
     CopiedWide(AlignedVec<CELL>),
 }
@@ -279,9 +290,9 @@ unsafe impl<T: ShmMessage<Archived: Sync>> Sync for Kept<T> {}
 
 impl<T: ShmMessage> Kept<T> {
     /// Validates a message and keeps it. `None` has ended the link.
-    pub(crate) fn of(inbox: &mut Inbox, message: Message) -> Option<Kept<T>> {
+    pub(crate) fn of(inbox: &mut Inbox, mut message: Message) -> Option<Kept<T>> {
+        let archived = inbox.validate::<T>(&mut message)?;
         let Message { record, segment } = message;
-        let archived = inbox.validate::<T>(record)?;
         // SAFETY: 1. it was just validated, 2. the message is given up.
         Some(unsafe {
             Kept::new(
@@ -293,7 +304,7 @@ impl<T: ShmMessage> Kept<T> {
         })
     }
 
-    /// Keeps a record beyond its inbox: in place where it lies in a segment, else as a copy.
+    /// Keeps a record beyond its inbox: in place where it lies in a segment, else as a copy, which it may be already.
     ///
     /// # Safety
     ///
@@ -305,7 +316,8 @@ impl<T: ShmMessage> Kept<T> {
         (cell, cells, number, bytes): (u16, u16, u64, NonNull<[u8]>),
         segment: Option<Arc<PeerSegment>>,
     ) -> Kept<T> {
-        let published = inbox.published(cell, segment.is_some());
+        let in_block = is_block(segment.as_ref());
+        let published = inbox.published(cell, in_block);
         let holds_pins = may_refer::<T>() && layout_of::<T>().holds_pins;
         let hold = holds_pins.then(|| inbox.hold());
         let record = |inbox: &Inbox| {
@@ -313,28 +325,33 @@ impl<T: ShmMessage> Kept<T> {
             back.keep(cells);
             Record { back, cell, cells }
         };
-        if let Some(segment) = segment {
-            let follow = |hold| Following {
-                bytes,
-                hold,
-                _record: None,
-            };
-            return Kept {
-                archived,
-                number,
-                published,
-                _store: Store::InPlace(record(inbox), segment),
-                pins: hold.map(follow).map(Box::new),
-            };
-        }
-        // SAFETY: by 2. the record is still held, and its range was checked.
-        let original = unsafe { bytes.as_ref() };
-        let (store, start) = if inbox.align() <= NARROW {
-            let (copy, start) = copy(original);
-            (Store::Copied(copy), start)
-        } else {
-            let (copy, start) = copy(original);
-            (Store::CopiedWide(copy), start)
+        let (store, start) = match segment {
+            Some(copy) if copy.is_copy() => (Store::CopiedBefore(copy), bytes.cast()),
+            Some(segment) => {
+                let follow = |hold| Following {
+                    bytes,
+                    hold,
+                    _record: None,
+                };
+                return Kept {
+                    archived,
+                    number,
+                    published,
+                    _store: Store::InPlace(record(inbox), segment),
+                    pins: hold.map(follow).map(Box::new),
+                };
+            }
+            None => {
+                // SAFETY: by 2. the record is still held, and its range was checked.
+                let original = unsafe { bytes.as_ref() };
+                if inbox.align() <= NARROW {
+                    let (copy, start) = copy(original);
+                    (Store::Copied(copy), start)
+                } else {
+                    let (copy, start) = copy(original);
+                    (Store::CopiedWide(copy), start)
+                }
+            }
         };
         let follow = |hold| Following {
             bytes: NonNull::slice_from_raw_parts(start, bytes.len()),
@@ -343,7 +360,7 @@ impl<T: ShmMessage> Kept<T> {
         };
         let pins = hold.map(follow).map(Box::new);
         if pins.is_none() {
-            inbox.hand_back(cell, is_large(cells, false));
+            inbox.hand_back(cell, is_large(cells, in_block));
         }
         let offset = archived.addr().get() - bytes.cast::<u8>().addr().get();
         // SAFETY: by 1. the root lies so many bytes behind the start, in the copy as in the original;

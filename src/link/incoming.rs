@@ -10,7 +10,9 @@ use super::wire::{self, Control, Refusal};
 use super::{Answer, LaneId, Link, Waiting, lock, place};
 use crate::error::Fault;
 use crate::memory::layout::LAYOUT_VERSION;
+use crate::sync::Ordering;
 use crate::sys::socket::Descriptors;
+use crate::sys::user_id;
 
 /// The most names of ports, and of those who take part in topics, that are remembered of one peer.
 const MOST_NAMES: usize = 65_536;
@@ -45,7 +47,7 @@ impl Link {
             if self.is_dead() {
                 return Read::All;
             }
-            match self.socket.receive(buffer) {
+            match self.receive(node, buffer) {
                 Ok(Some((n, fds))) => {
                     let handled =
                         wire::decode(&buffer[..n]).and_then(|c| self.handle(node, c, fds));
@@ -65,12 +67,39 @@ impl Link {
         Read::Some
     }
 
+    /// The kernel says by which user the first message was sent: until then nothing is said of us, nor believed.
+    pub(super) fn ask_who(&self) {
+        // Relaxed: nobody reads from the socket yet.
+        self.is_unknown.store(true, Ordering::Relaxed);
+    }
+
+    /// Receives a control message. The first one of a peer that is not known yet has to be that of a user who is let
+    /// in, as everything waits for it; the kernel says who sent it.
+    fn receive(&self, node: &Node, buffer: &mut [u8]) -> io::Result<Option<(usize, Descriptors)>> {
+        // Relaxed: it is changed by who reads, under the lock of `reading`.
+        if !self.is_unknown.load(Ordering::Relaxed) {
+            return self.socket.receive(buffer);
+        }
+        let Some((n, fds, theirs)) = self.socket.receive_from(buffer)? else {
+            return Ok(None);
+        };
+        if !node.lets_in(theirs) {
+            let ours = user_id();
+            self.die(Some(Fault::User { theirs, ours }));
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        self.is_unknown.store(false, Ordering::Relaxed);
+        self.socket.set_pass_credentials(false)?;
+        Ok(Some((n, fds)))
+    }
+
     /// Takes the segments that the peer had announced when the link died, of what was not read: messages refer to
     /// them that were there before, and pins. All else comes too late.
     fn take_late(&self, buffer: &mut [u8]) {
         /// More than an honest peer has announced and not seen read.
         const MOST_LATE: usize = 4096;
-        if self.fault().is_some() {
+        // Relaxed: as in `receive`.
+        if self.fault().is_some() || self.is_unknown.load(Ordering::Relaxed) {
             return;
         }
         for _ in 0..MOST_LATE {
@@ -126,6 +155,8 @@ impl Link {
         match control {
             Control::Hello { layout, barrier } => self.greeted(layout, barrier)?,
             Control::Segment { id, len } => self.mapped.add(id, len, &fds[0])?,
+            // Whoever means harm can have an eventfd block who writes to it: it is rung by control messages.
+            Control::Bell { bell } if self.copies.is_some() => self.rings.lack(bell),
             Control::Bell { bell } => self.rings.take(bell, fds.swap_remove(0))?,
             Control::Retired { id } => self.mapped.remove(id)?,
             Control::Open {

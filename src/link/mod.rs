@@ -59,7 +59,7 @@ use crate::sys::fork::{Mine, Origin};
 use crate::sys::poll::{self, Epoll};
 use crate::sys::process::Process;
 use crate::sys::socket::{Credentials, Socket};
-use crate::wait::{Post, Sleeper};
+use crate::wait::Post;
 pub(crate) use doors::DoorBit;
 use doors::Doors;
 use ending::Ending;
@@ -101,6 +101,10 @@ pub(crate) struct Link {
     dead: AtomicBool,
     fault: OnceLock<Fault>,
     origin: Origin,
+    /// See [`Link::copies`].
+    copies: Option<usize>,
+    /// What is not known yet of a child that inherited its end: which user it runs as.
+    is_unknown: AtomicBool,
 }
 
 /// Who waits for the answer to a request for a port.
@@ -136,6 +140,7 @@ impl Link {
         origin: Origin,
     ) -> Link {
         let socket = Arc::new(Mine::new(socket));
+        let copies = node.upgrade().and_then(|node| node.config().copies());
         Link {
             token,
             mapped: Mapped::new(socket.clone(), origin),
@@ -154,6 +159,8 @@ impl Link {
             dead: AtomicBool::new(false),
             fault: OnceLock::new(),
             origin,
+            copies,
+            is_unknown: AtomicBool::new(false),
         }
     }
 
@@ -300,15 +307,6 @@ impl Link {
             announced.insert(segment.id());
         }
         drop(announced);
-        posted.map_err(|unsent| self.unsaid(unsent))
-    }
-
-    /// Has the peer ring for the tasks that wait here, unless it was told how before.
-    pub(crate) fn announce_bell(&self, node: &Node, port: &Arc<Sleeper>) -> io::Result<()> {
-        let Some(chime) = self.rings.offer(&node.due().rings, port) else {
-            return Ok(());
-        };
-        let posted = self.post(&Control::Bell { bell: port.id() }, Some(chime));
         posted.map_err(|unsent| self.unsaid(unsent))
     }
 

@@ -7,7 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,6 @@ use super::place::{Owner, Place};
 use super::topics::Topics;
 use super::wire::Control;
 use super::{HANDSHAKE, Link, lock};
-use crate::Config;
 use crate::error::{ConnectError, Fault, MemoryError, OpenError};
 use crate::memory::arena::{Arena, Limits};
 use crate::memory::layout::Bell;
@@ -33,6 +32,7 @@ use crate::sys::user_id;
 use crate::wait::rings::RingSet;
 use crate::wait::tasks::{Drive, Due};
 use crate::wait::{Sleeper, Waiter};
+use crate::{Config, Trust};
 
 /// Something that went wrong with a peer and did not concern anybody else.
 ///
@@ -94,6 +94,8 @@ pub(crate) struct Node {
     pub(super) topics: Topics,
     pub(super) awaited: Awaited,
     quiet: Mutex<Option<JoinHandle<()>>>,
+    /// Whose inherited link has ended by a fault, and which.
+    cut_off: OnceLock<(u32, Fault)>,
 }
 
 const EVENT: u64 = 0;
@@ -105,6 +107,9 @@ const FIRST_LINK: u64 = 4;
 const RING_TURNS: usize = 16;
 /// How long a bus that is dropped waits for peers that do not read, to say that it ends.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long a thread sleeps at a time where peers are not trusted: one of them may sleep on its bell, and be woken in
+/// its place.
+const LONGEST_SLEEP: Duration = Duration::from_millis(50);
 /// More incidents than anybody reads are counted, not kept.
 const MOST_INCIDENTS: usize = 256;
 
@@ -152,6 +157,7 @@ impl Node {
                 topics: Topics::default(),
                 awaited: Awaited::default(),
                 quiet: Mutex::default(),
+                cut_off: OnceLock::new(),
             }
         });
         let thread = std::thread::Builder::new().name("shmbus".into());
@@ -262,7 +268,9 @@ impl Node {
         let mut sleepers = lock(&self.sleepers);
         let free = sleepers.iter().position(|s| s.strong_count() == 0);
         let id = free.unwrap_or(sleepers.len());
-        let sleeper = Arc::new(Sleeper::new(Shared::own(block), id as u32, waiter));
+        let sleeper = Sleeper::new(Shared::own(block), id as u32, waiter);
+        let longest = self.config.copies().map(|_| LONGEST_SLEEP);
+        let sleeper = Arc::new(sleeper.with_longest(longest));
         match free {
             Some(id) => sleepers[id] = Arc::downgrade(&sleeper),
             None => sleepers.push(Arc::downgrade(&sleeper)),
@@ -316,12 +324,13 @@ impl Node {
         let peer = socket
             .credentials()
             .map_err(OpenError::system("see who connected"))?;
+        self.check_user(&peer)?;
         let process = socket.process();
-        self.adopt_from(socket, (peer, process))
+        self.adopt_from(socket, (peer, process), true)
     }
 
     /// Adopts one end of a socket pair whose other end a child of ours inherited: the kernel only
-    /// knows who made the pair.
+    /// knows who made the pair, so the child's user is looked at with its hello.
     pub(crate) fn adopt_child(
         self: &Arc<Self>,
         socket: Socket,
@@ -329,21 +338,34 @@ impl Node {
     ) -> Result<Arc<Link>, OpenError> {
         let uid = user_id();
         let peer = (Credentials { pid, uid }, Process::of_child(pid));
-        self.adopt_from(socket, peer)
+        self.adopt_from(socket, peer, false)
+    }
+
+    /// Whether peers of another user are let in.
+    pub(super) fn lets_in(&self, uid: u32) -> bool {
+        uid == user_id() || self.config.trust == Trust::AnyUser
+    }
+
+    fn check_user(&self, peer: &Credentials) -> Result<(), OpenError> {
+        if self.lets_in(peer.uid) {
+            return Ok(());
+        }
+        let problem = format!(
+            "it runs as user {}, this one as {}: to let it in, and copy what it sends, set \
+             `Config::trust` to `Trust::AnyUser`",
+            peer.uid,
+            user_id()
+        );
+        let pid = peer.pid;
+        Err(OpenError::Peer { pid, problem })
     }
 
     fn adopt_from(
         self: &Arc<Self>,
         socket: Socket,
         (peer, process): (Credentials, Option<Process>),
+        is_known: bool,
     ) -> Result<Arc<Link>, OpenError> {
-        if peer.uid != user_id() {
-            let problem = format!("it runs as user {}, this one as {}", peer.uid, user_id());
-            return Err(OpenError::Peer {
-                pid: peer.pid,
-                problem,
-            });
-        }
         // Relaxed: only its uniqueness matters.
         let token = self.next_token.fetch_add(1, Ordering::Relaxed);
         let link = Arc::new(Link::new(
@@ -353,6 +375,9 @@ impl Node {
             (Arc::downgrade(self), self.epoll.clone()),
             self.origin,
         ));
+        if !is_known {
+            link.ask_who();
+        }
         lock(&self.links).insert(token, link.clone());
         let fd = link.socket().as_fd();
         if let Err(error) = self.epoll.add(fd, token).and_then(|()| link.hello()) {
@@ -405,6 +430,9 @@ impl Node {
     pub(crate) fn ended(&self, link: &Link) {
         if let Some(fault) = link.fault() {
             self.report(link.pid(), fault.to_string());
+            if matches!(self.reach, Reach::Inherited) {
+                let _ = self.cut_off.set((link.pid(), fault));
+            }
         } else {
             self.watch_end(link);
         }
@@ -446,6 +474,21 @@ impl Node {
                 self.report(dying.pid(), killed.to_string());
             }
         }
+    }
+
+    /// Whether all there was is an inherited link, and that has ended.
+    pub(crate) fn is_cut_off(&self) -> bool {
+        matches!(self.reach, Reach::Inherited) && self.all_links().is_empty()
+    }
+
+    /// Why an inherited link has ended, where that is a fault of the peer's.
+    pub(crate) fn cut_off_by(&self) -> Option<ConnectError> {
+        let links: Vec<_> = lock(&self.links).values().cloned().collect();
+        let mut faults = links.iter().filter_map(|l| Some((l.pid(), l.fault()?)));
+        // In this order: a link is forgotten behind having said how it ended.
+        let (pid, fault) = faults.next().or_else(|| self.cut_off.get().cloned())?;
+        let (fault, ended) = (Some(fault), None);
+        Some(ConnectError::Lost { pid, fault, ended })
     }
 
     /// A link has ended, and its peer looks at nothing of ours any more.

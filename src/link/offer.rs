@@ -68,10 +68,14 @@ impl Node {
                 }
             }
         };
-        lock(&self.ports).insert(name.to_owned(), port);
+        lock(&self.ports).insert(name.to_owned(), port.clone());
         let offer = Offer::new(self, name.to_owned(), owned);
         if let Some(owned) = &offer.owned {
             owned.tell()?;
+        }
+        if self.is_cut_off() {
+            // The link ended before, or finds it there.
+            port.end();
         }
         for link in self.all_links() {
             let _ = link.say(&Control::Serving {

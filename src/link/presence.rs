@@ -61,6 +61,11 @@ impl Drop for Share {
 }
 
 impl Link {
+    /// Where the peer is not trusted: what it sends is copied before it is validated, of so many bytes at most.
+    pub(crate) fn copies(&self) -> Option<usize> {
+        self.copies
+    }
+
     /// How many bytes of the peer's memory are mapped.
     pub(crate) fn mapped_bytes(&self) -> u64 {
         self.mapped.bytes()

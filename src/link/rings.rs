@@ -1,11 +1,14 @@
 //! How the two sides of a link ring for tasks of each other: see [`RingSet`].
 
 use std::collections::HashMap;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
-use super::lock;
+use super::node::Node;
 use super::outgoing::Descriptor;
+use super::wire::Control;
+use super::{Link, lock};
 use crate::error::Fault;
 use crate::sys::chime::Chime;
 use crate::sys::fork::Mine;
@@ -20,6 +23,17 @@ const MOST: usize = 1024;
 pub(super) struct Rings {
     ours: Mutex<HashMap<u32, Ours>>,
     theirs: RwLock<HashMap<u32, Mine<Chime>>>,
+}
+
+impl Link {
+    /// Has the peer ring for the tasks that wait here, unless it was told how before.
+    pub(crate) fn announce_bell(&self, node: &Node, port: &Arc<Sleeper>) -> io::Result<()> {
+        let Some(chime) = self.rings.offer(&node.due().rings, port) else {
+            return Ok(());
+        };
+        let posted = self.post(&Control::Bell { bell: port.id() }, Some(chime));
+        posted.map_err(|unsent| self.unsaid(unsent))
+    }
 }
 
 /// A chime that the peer has, for as long as the port that waits for it is there, and some more.

@@ -77,7 +77,11 @@ impl Node {
 
     fn stand(&self, name: &str, port: Option<Arc<dyn Port>>) {
         if let Some(port) = port {
-            lock(&self.ports).insert(name.to_owned(), port);
+            lock(&self.ports).insert(name.to_owned(), port.clone());
+            if self.is_cut_off() {
+                // The link ended before, or finds it there.
+                port.end();
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! One memory file: written by its owner, read by everybody else.
 //!
-//! Unsafe code is needed to name the bytes of a mapping.
+//! Unsafe code is needed to name the bytes of a mapping, and to copy from one.
 //!
 //! # Why only the owner can write
 //!
@@ -8,6 +8,12 @@
 //! later writable mapping, and clears the right to make a read-only one writable. `SHRINK` and
 //! `GROW` fix the size, so that no reader can fault behind its end, and `SEAL` closes the list.
 //! A reader checks all four and the size before it maps; what it was promised is not believed.
+//!
+//! # Why a copy does not change
+//!
+//! The owner may change what it shares at any moment, also while it is copied. Each byte is read once, by a
+//! volatile load, with no reference to it; what came of that lies in private memory, and is what is then checked
+//! and borrowed. It may be of two moments, and is then as invalid, or as valid, as anything else that a peer sends.
 #![allow(unsafe_code)]
 
 use std::any::Any;
@@ -16,8 +22,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
+use rkyv::util::AlignedVec;
 
-use super::layout::SegmentRef;
+use super::layout::{CELL, SegmentRef};
 use crate::error::{Fault, MemoryError};
 use crate::sys::fork::Origin;
 use crate::sys::{kernel_version, memfd};
@@ -102,11 +109,21 @@ impl Drop for OwnSegment {
     }
 }
 
-/// A segment of a peer's arena: mapped read-only.
+/// A segment of a peer's arena, mapped read-only; or, of a peer that is not trusted, a private copy of a part.
 pub(crate) struct PeerSegment {
-    map: MmapRaw,
+    bytes: Bytes,
     /// Dropped behind the mapping: says that it is gone.
     _share: Box<dyn Any + Send + Sync>,
+}
+
+enum Bytes {
+    Mapped(MmapRaw),
+    Copied {
+        bytes: AlignedVec<CELL>,
+        /// Where in its segment it was copied from.
+        offset: u64,
+        in_block: bool,
+    },
 }
 
 impl PeerSegment {
@@ -146,18 +163,81 @@ impl PeerSegment {
             .populate()
             .map_raw_read_only(fd)
             .map_err(|_| Fault::CannotMap { bytes: len })?;
-        Ok(PeerSegment { map, _share: share })
+        let bytes = Bytes::Mapped(map);
+        Ok(PeerSegment {
+            bytes,
+            _share: share,
+        })
+    }
+
+    /// Copies a message of a peer that is not trusted; the copy is aligned as any message may be.
+    ///
+    /// `offset` is where it lies in its segment, of a message that others refer to; `in_block` whether it lies in a
+    /// segment's block, and not in cells. `share` is dropped with the copy.
+    ///
+    /// # Safety
+    ///
+    /// 1. The range is mapped for reading.
+    pub(crate) unsafe fn copy(
+        from: NonNull<[u8]>,
+        offset: u64,
+        in_block: bool,
+        share: Box<dyn Any + Send + Sync>,
+    ) -> PeerSegment {
+        // SAFETY: 1.
+        let bytes = unsafe { copy_once(from) };
+        PeerSegment {
+            bytes: Bytes::Copied {
+                bytes,
+                offset,
+                in_block,
+            },
+            _share: share,
+        }
+    }
+
+    /// Whether it is a copy.
+    pub(crate) fn is_copy(&self) -> bool {
+        matches!(self.bytes, Bytes::Copied { .. })
+    }
+
+    /// Whether a message in it came in a block, and not in the cells of its lane.
+    pub(crate) fn is_block(&self) -> bool {
+        match self.bytes {
+            Bytes::Mapped(_) => true,
+            Bytes::Copied { in_block, .. } => in_block,
+        }
+    }
+
+    /// All of its bytes.
+    pub(crate) fn bytes(&self) -> NonNull<[u8]> {
+        let (start, len) = match &self.bytes {
+            Bytes::Mapped(map) => (map.as_mut_ptr(), map.len()),
+            Bytes::Copied { bytes, .. } => (bytes.as_ptr().cast_mut(), bytes.len()),
+        };
+        // SAFETY: neither a mapping nor a vector starts at zero.
+        let start = unsafe { NonNull::new_unchecked(start) };
+        NonNull::slice_from_raw_parts(start, len)
     }
 
     /// The size in bytes.
     pub(crate) fn len(&self) -> u64 {
-        self.map.len() as u64
+        self.bytes().len() as u64
     }
 
-    /// The address of `range`, if all of it lies in the segment and starts on `align`.
+    /// The address of `range`, if all of it lies in the segment, or in the part that this is a copy of, and starts on
+    /// `align`.
     pub(crate) fn resolve(&self, range: SegmentRef, align: u64) -> Result<NonNull<u8>, Fault> {
-        let end = range.offset.checked_add(range.len);
-        if end.is_none_or(|end| end > self.len()) || range.offset % align != 0 {
+        let before = match self.bytes {
+            Bytes::Mapped(_) => 0,
+            Bytes::Copied { offset, .. } => offset,
+        };
+        let offset = range.offset.checked_sub(before);
+        let offset = offset.filter(|offset| {
+            let end = offset.checked_add(range.len);
+            end.is_some_and(|end| end <= self.len()) && range.offset % align == 0
+        });
+        let Some(offset) = offset else {
             let SegmentRef {
                 segment,
                 offset,
@@ -170,13 +250,46 @@ impl PeerSegment {
                 len,
                 size: self.len(),
             });
-        }
+        };
         // An empty range may start at the very end: that is one byte behind, still a valid place.
-        // SAFETY: the offset is at most the length of the mapping.
-        let place = unsafe { self.map.as_mut_ptr().add(range.offset as usize) };
-        // SAFETY: a mapping never starts at zero.
-        Ok(unsafe { NonNull::new_unchecked(place) })
+        // SAFETY: the offset is at most the length of the bytes.
+        Ok(unsafe { self.bytes().cast::<u8>().add(offset as usize) })
     }
+}
+
+/// Copies bytes that somebody else may change meanwhile: each is read once. As fast as memory is, for all but short
+/// ones.
+///
+/// # Safety
+///
+/// 1. The range is mapped for reading.
+pub(crate) unsafe fn copy_once(from: NonNull<[u8]>) -> AlignedVec<CELL> {
+    const WORD: usize = size_of::<u64>();
+    let (start, len) = (from.cast::<u8>(), from.len());
+    let mut copy = AlignedVec::with_capacity(len);
+    let first = start.as_ptr().align_offset(WORD).min(len);
+    let words = (len - first) / WORD;
+    let copy_byte = |copy: &mut AlignedVec<CELL>, at: usize| {
+        // SAFETY: the byte lies in the range.
+        let byte = unsafe { start.add(at) };
+        // SAFETY: 1.
+        copy.push(unsafe { byte.read_volatile() });
+    };
+    (0..first).for_each(|at| copy_byte(&mut copy, at));
+    for at in 0..words {
+        // SAFETY: the word lies in the range.
+        let word = unsafe { start.add(first + at * WORD) }.cast::<u64>();
+        // SAFETY: 1., and it is aligned.
+        let word = unsafe { word.read_volatile() };
+        // SAFETY: the word lies in the capacity of the vector.
+        let to = unsafe { copy.as_mut_ptr().add(first + at * WORD) };
+        // SAFETY: as above; it may be unaligned.
+        unsafe { to.cast::<u64>().write_unaligned(word) };
+    }
+    // SAFETY: so many bytes were written, within the capacity.
+    unsafe { copy.set_len(first + words * WORD) };
+    (first + words * WORD..len).for_each(|at| copy_byte(&mut copy, at));
+    copy
 }
 
 #[cfg(test)]
@@ -247,6 +360,53 @@ mod tests {
         let (announced, found) = (2 * PAGE, PAGE);
         let fault = Fault::SegmentShort { announced, found };
         assert_eq!(map(&fd, announced), Err(fault));
+    }
+
+    #[test]
+    fn a_copy_has_all_bytes_wherever_they_lie() {
+        let bytes: Vec<u8> = (0..=255).collect();
+        for start in 0..17 {
+            for len in 0..40 {
+                let part = &bytes[start..start + len];
+                // SAFETY: 1. it is a slice.
+                let copy = unsafe {
+                    PeerSegment::copy(NonNull::from(part), start as u64, false, Box::new(()))
+                };
+                // SAFETY: they are the bytes of the copy, which lives.
+                assert_eq!(unsafe { copy.bytes().as_ref() }, part);
+                assert_eq!(copy.bytes().addr().get() % CELL, 0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_copy_answers_for_the_part_that_it_is_of() {
+        let from = NonNull::from(&[7u8; 192][..]);
+        // SAFETY: 1. it is an array.
+        let copy = unsafe { PeerSegment::copy(from, 128, true, Box::new(())) };
+        let at = |offset, len| {
+            let segment = 3;
+            let range = SegmentRef {
+                segment,
+                offset,
+                len,
+            };
+            let place = copy.resolve(range, 64).ok()?;
+            Some(place.addr().get() - copy.bytes().addr().get())
+        };
+        assert_eq!(at(128, 192), Some(0));
+        assert_eq!(at(192, 128), Some(64));
+        assert_eq!(at(320, 0), Some(192));
+        for (offset, len) in [
+            (64, 64),
+            (0, 1),
+            (128, 193),
+            (192, 129),
+            (130, 8),
+            (u64::MAX, 1),
+        ] {
+            assert_eq!(at(offset, len), None, "{offset}..+{len}");
+        }
     }
 
     #[test]

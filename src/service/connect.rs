@@ -69,8 +69,6 @@ pub(crate) fn connect(
 
 /// Whether somebody may offer later what nobody could be connected to for this.
 pub(super) fn may_come(node: &Node, error: &ConnectError) -> bool {
-    // The one process that could be spoken to is gone.
-    let is_cut_off = matches!(node.reach(), Reach::Inherited) && node.all_links().is_empty();
     // Nobody yet; or a server that ends right now, as its lock will show.
     let is_for_now = matches!(
         error,
@@ -78,7 +76,8 @@ pub(super) fn may_come(node: &Node, error: &ConnectError) -> bool {
             | ConnectError::Lost { .. }
             | ConnectError::Open(OpenError::System { .. })
     );
-    is_for_now && !is_cut_off
+    // An inherited link does not come back.
+    is_for_now && !node.is_cut_off()
 }
 
 fn wait_for_server(node: &Node, name: &str, pause: Duration) {
@@ -118,7 +117,7 @@ fn try_connect(
         }
         Reach::Inherited => {
             let link = node.all_links().into_iter().next();
-            link.ok_or_else(|| no_server(node, name))?
+            link.ok_or_else(|| node.cut_off_by().unwrap_or_else(|| no_server(node, name)))?
         }
     };
     if !link.wait_hello() {

@@ -153,23 +153,23 @@ impl<T: ShmMessage> Receiver<T> {
         if self.bus.node().origin().is_forked() {
             return Err(ReceiveError::Forked);
         }
-        let (number, record, segment, archived) = loop {
-            let Some((number, message)) = next(&mut self.hub) else {
+        let (number, message, archived) = loop {
+            let Some((number, mut message)) = next(&mut self.hub) else {
                 return Ok(None);
             };
-            let Message { record, segment } = message;
             let mut inbox = self.hub.lane(number).inbox.borrow_mut();
-            if record.role != Role::Message {
+            if message.record.role != Role::Message {
                 inbox.refuse(Fault::Control {
                     what: "no message, on a lane of messages",
                 });
                 continue;
             }
             // An invalid message has ended its link; the next one may be fine.
-            if let Some(archived) = inbox.validate::<T>(record) {
-                break (number, record, segment, archived);
+            if let Some(archived) = inbox.validate::<T>(&mut message) {
+                break (number, message, archived);
             }
         };
+        let Message { record, segment } = message;
         let lane = self.hub.lane(number);
         let held = Held::new(&lane.inbox, &lane.held, record, segment);
         // SAFETY: 1. it is what validation of this very message returned.

@@ -166,7 +166,7 @@ impl<R: ShmRequest> Server<R> {
         }
         let mut refused = 0;
         let (number, message, archived, said) = loop {
-            let Some((number, message)) = next(&mut self.hub) else {
+            let Some((number, mut message)) = next(&mut self.hub) else {
                 return Ok(None);
             };
             let lane = self.hub.lane(number);
@@ -178,7 +178,7 @@ impl<R: ShmRequest> Server<R> {
             };
             if let Some(said) = said {
                 // An invalid request has ended its link; the next one may be fine.
-                if let Some(archived) = inbox.validate::<R>(message.record) {
+                if let Some(archived) = inbox.validate::<R>(&mut message) {
                     break (number, message, archived, said);
                 }
             }

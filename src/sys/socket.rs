@@ -126,6 +126,22 @@ impl Socket {
         super::check(unsafe { libc::fcntl(self.0.as_raw_fd(), libc::F_SETFD, flags) }).map(drop)
     }
 
+    /// `setsockopt(SO_PASSCRED)`: whether the kernel says with each message that was sent from then on who sent it.
+    pub(crate) fn set_pass_credentials(&self, pass: bool) -> io::Result<()> {
+        let pass = libc::c_int::from(pass);
+        // SAFETY: the pointer is to a local, of the size that is given.
+        super::check(unsafe {
+            libc::setsockopt(
+                self.0.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PASSCRED,
+                (&raw const pass).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        })
+        .map(drop)
+    }
+
     /// `shutdown(SHUT_WR)`: the end of what this side sends, which the other side then reads.
     pub(crate) fn shutdown_write(&self) {
         // SAFETY: plain integers; a socket that is not connected is no harm.
@@ -165,6 +181,26 @@ impl Socket {
     /// `Ok(None)` is the end of the connection, behind all that was sent before it. A message that does not fit, or that carries more
     /// descriptors than any of ours, is an error of kind `InvalidData`.
     pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<(usize, Descriptors)>> {
+        let received = self.receive_with(buffer, 0)?;
+        Ok(received.map(|(n, descriptors, _)| (n, descriptors)))
+    }
+
+    /// As [`receive`](Self::receive), and which user sent it, where that was [asked](Self::set_pass_credentials) for
+    /// before; one that is none, where it was not.
+    pub(crate) fn receive_from(
+        &self,
+        buffer: &mut [u8],
+    ) -> io::Result<Option<(usize, Descriptors, u32)>> {
+        let received = self.receive_with(buffer, CREDENTIALS)?;
+        Ok(received.map(|(n, descriptors, uid)| (n, descriptors, uid.unwrap_or(u32::MAX))))
+    }
+
+    /// With so much more room for what the kernel says of a message.
+    fn receive_with(
+        &self,
+        buffer: &mut [u8],
+        more: usize,
+    ) -> io::Result<Option<(usize, Descriptors, Option<u32>)>> {
         let mut iov = libc::iovec {
             iov_base: buffer.as_mut_ptr().cast(),
             iov_len: buffer.len(),
@@ -175,7 +211,7 @@ impl Socket {
         header.msg_iov = &raw mut iov;
         header.msg_iovlen = 1;
         header.msg_control = control.0.as_mut_ptr().cast();
-        header.msg_controllen = size_of::<Control>();
+        header.msg_controllen = size_of::<Control>() - CREDENTIALS + more;
         let mut was_reset = false;
         let n = loop {
             // SAFETY: the header and all that it points to outlive the call.
@@ -196,7 +232,7 @@ impl Socket {
                 n => break n as usize,
             }
         };
-        let fds = Control::take(&header);
+        let (fds, uid) = Control::take(&header);
         let is_cut = header.msg_flags & libc::MSG_CTRUNC != 0;
         if header.msg_flags & libc::MSG_TRUNC != 0 || is_cut && fds.len() >= MOST_FDS {
             return Err(io::ErrorKind::InvalidData.into());
@@ -208,7 +244,7 @@ impl Socket {
             true => Descriptors::Lacking,
             false => Descriptors::Came(fds),
         };
-        Ok(Some((n, descriptors)))
+        Ok(Some((n, descriptors, uid)))
     }
 }
 
@@ -220,12 +256,17 @@ pub(crate) enum Descriptors {
     Lacking,
 }
 
-/// Room for the descriptors of one message, aligned as the kernel wants it.
+/// The room that who sent a message takes beside its descriptors: a header of 16 bytes, and `ucred` in whole words.
+const CREDENTIALS: usize = 16 + size_of::<libc::ucred>().next_multiple_of(8);
+
+/// Room for the descriptors of one message and for who sent it, aligned as the kernel wants it.
 #[repr(C, align(8))]
 #[derive(Default)]
-struct Control([u64; 5]);
+struct Control([u64; 9]);
 // A header of 16 bytes and four descriptors.
-static_assertions::const_assert!(size_of::<Control>() >= 16 + MOST_FDS * size_of::<RawFd>());
+static_assertions::const_assert!(
+    size_of::<Control>() - CREDENTIALS >= 16 + MOST_FDS * size_of::<RawFd>()
+);
 
 impl Control {
     fn put(&mut self, header: &mut libc::msghdr, fd: RawFd) {
@@ -250,9 +291,10 @@ impl Control {
         unsafe { data.cast::<RawFd>().write_unaligned(fd) };
     }
 
-    /// Takes ownership of every descriptor that came, so that none is ever left open.
-    fn take(header: &libc::msghdr) -> Vec<OwnedFd> {
-        let mut fds = Vec::new();
+    /// Takes ownership of every descriptor that came, so that none is ever left open; and who sent them, if the
+    /// kernel says so.
+    fn take(header: &libc::msghdr) -> (Vec<OwnedFd>, Option<u32>) {
+        let (mut fds, mut uid) = (Vec::new(), None);
         // SAFETY: the kernel filled the control buffer and its length.
         let mut at = unsafe { libc::CMSG_FIRSTHDR(header) };
         while !at.is_null() {
@@ -273,10 +315,16 @@ impl Control {
                     fds.push(unsafe { OwnedFd::from_raw_fd(fd) });
                 }
             }
+            if cmsg.cmsg_level == libc::SOL_SOCKET && cmsg.cmsg_type == libc::SCM_CREDENTIALS {
+                // SAFETY: `at` is a header within the buffer.
+                let data = unsafe { libc::CMSG_DATA(at) }.cast::<libc::ucred>();
+                // SAFETY: the kernel writes all of it, or no header; the place may be unaligned.
+                uid = Some(unsafe { data.read_unaligned() }.uid);
+            }
             // SAFETY: `at` is a header within the buffer that `header` describes.
             at = unsafe { libc::CMSG_NXTHDR(header, at) };
         }
-        fds
+        (fds, uid)
     }
 }
 
@@ -361,6 +409,24 @@ pub(crate) fn is_open(fd: RawFd) -> bool {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_kernel_says_who_sent_what_was_sent_after_it_was_asked() {
+        let (near, far) = Socket::pair().unwrap();
+        let mut buffer = [0; 64];
+        let mut receive = || near.receive_from(&mut buffer).unwrap().unwrap();
+        let here = crate::sys::user_id();
+        far.send(&[1], None).unwrap();
+        assert_eq!(receive().2, u32::MAX);
+        near.set_pass_credentials(true).unwrap();
+        far.send(&[1, 2], Some(far.as_fd())).unwrap();
+        let (n, descriptors, uid) = receive();
+        assert_eq!((n, uid), (2, here));
+        assert!(matches!(descriptors, Descriptors::Came(fds) if fds.len() == 1));
+        near.set_pass_credentials(false).unwrap();
+        far.send(&[1], None).unwrap();
+        assert_eq!(receive().2, u32::MAX);
+    }
 
     #[test]
     fn what_was_sent_before_a_reset_is_read() {

@@ -58,13 +58,13 @@ enum Found<T: ShmTopic> {
 
 /// Looks what a record is.
 #[inline(always)]
-fn judge<T: ShmTopic>(hub: &mut Hub, (number, message): (usize, Message)) -> Found<T> {
+fn judge<T: ShmTopic>(hub: &mut Hub, (number, mut message): (usize, Message)) -> Found<T> {
     let lane = hub.lane_mut(number);
     let inbox = lane.inbox.get_mut();
     if message.record.role != Role::Message {
         return judge_other(hub, (number, message));
     }
-    match inbox.validate::<T>(message.record) {
+    match inbox.validate::<T>(&mut message) {
         Some(archived) => Found::Message(number, message, archived),
         None => Found::Nothing,
     }

@@ -32,6 +32,7 @@ mod superseded;
 mod support;
 mod tasks;
 mod topics;
+mod trust;
 mod unreached;
 mod wait_set;
 
@@ -80,6 +81,9 @@ fn child() {
         "subscribes" => topics::subscribes(arguments[0], arguments[1]),
         "publishes" => topics::publishes(arguments[0]),
         "converses" => topics::converses(),
+        "scribbles" => trust::scribbled::scribbles(arguments[0], arguments[1]),
+        "flips" => trust::scribbled::flips(arguments[0]),
+        "has-a-parent" => trust::users::has_a_parent(arguments[0]),
         "reads-newest" => latest::reads_newest(arguments[0]),
         "publishes-newest" => changes::publishes_newest(arguments[0]),
         "looks-at-a-value" => latest::looks_at_a_value(arguments[0]),

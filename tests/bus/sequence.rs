@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use shmbus::{CallError, Config, ShmMessage, Wait};
+use shmbus::{CallError, Config, ShmMessage, Trust, Wait};
 
 use crate::support::{Answer, Ask, answer, name, open, together};
 
@@ -85,6 +85,7 @@ const TIMED: Config = Config {
     memory_limit: 64 << 20,
     wait: Wait::Adaptive,
     timestamps: true,
+    trust: Trust::SameUser,
 };
 
 /// The clock is looked at around sending, a little less exactly than by the sender itself.

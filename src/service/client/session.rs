@@ -221,8 +221,9 @@ impl<R: ShmRequest> Session<R> {
         &self,
         message: Message,
     ) -> Result<View<'_, T>, Error<R>> {
+        let mut message = message;
+        let archived = self.inbox.borrow_mut().validate::<T>(&mut message);
         let Message { record, segment } = message;
-        let archived = self.inbox.borrow_mut().validate::<T>(record);
         let held = Held::new(&self.inbox, &self.held, record, segment);
         match archived {
             // SAFETY: 1. it is what validation of this very message returned.

@@ -15,6 +15,8 @@ use crate::sys::clock;
 /// Dereferences to the archived type. It was validated once, when it was first read. It stays as it is while it is
 /// borrowed, also where a newer one takes its place meanwhile: ask again for that. Copy out what is to be kept,
 /// with [`to_value`](Self::to_value).
+///
+/// Of a publisher that is not [trusted](crate::Trust), it is copied, and validated, each time it is read.
 pub struct Current<'a, T: ShmLatest> {
     archived: &'a T::Archived,
     _hold: Holding<'a>,

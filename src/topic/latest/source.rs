@@ -248,7 +248,8 @@ impl<T: ShmLatest> Source<T> {
 
 fn validate<T: ShmLatest>(found: &Found) -> Result<NonNull<T::Archived>, Fault> {
     // SAFETY: the range lies in a segment that is mapped as long as what was found, and an honest publisher does not
-    // write it while it is held; for a malicious one, see the crate's documentation, under trust.
+    // write it while it is held; or it is a copy. For a malicious one that is trusted, see the crate's documentation,
+    // under trust.
     let bytes = unsafe { found.bytes.as_ref() };
     match check::<T>(bytes) {
         Ok(archived) => Ok(NonNull::from(archived)),
