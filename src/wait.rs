@@ -379,3 +379,29 @@ impl Patience {
         }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::*;
+
+    /// As where whoever may ring the bell does not, and another one sleeps on it.
+    #[test]
+    fn a_sleeper_whom_nobody_wakes_looks_around_by_itself() {
+        let bell = Shared::heap(Bell::new());
+        let sleeper = Sleeper::new(bell, 0, Waiter::Thread);
+        let sleeper = sleeper.with_longest(Some(Duration::from_millis(1)));
+        let (done, is_done) = mpsc::channel();
+        thread::spawn(move || {
+            for timeout in [None, Some(Duration::from_secs(1_000))] {
+                sleeper.sleep(timeout, &mut (), |()| false, |()| false);
+            }
+            done.send(())
+        });
+        is_done
+            .recv_timeout(Duration::from_secs(60))
+            .expect("it wakes");
+    }
+}

@@ -106,3 +106,38 @@ impl Rings {
         theirs.get(&bell).is_some_and(|chime| chime.ring())
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::node::Reach;
+    use super::super::wire;
+    use super::*;
+    use crate::memory::layout::LAYOUT_VERSION;
+    use crate::sys::socket::Socket;
+    use crate::{Config, Trust};
+
+    #[test]
+    fn chimes_are_taken_of_who_is_trusted() {
+        for trust in [Trust::SameUser, Trust::Untrusted, Trust::AnyUser] {
+            let config = Config {
+                trust,
+                ..Config::default()
+            };
+            let node = Node::start(Reach::Inherited, config).unwrap();
+            let (near, far) = Socket::pair().unwrap();
+            let link = node.adopt(near).unwrap();
+            let (layout, barrier) = (LAYOUT_VERSION, false);
+            let hello = Control::Hello { layout, barrier };
+            far.send(&wire::encode(&hello).unwrap(), None).unwrap();
+            let (chime, bell) = (Chime::new().unwrap(), Control::Bell { bell: 7 });
+            let bell = wire::encode(&bell).unwrap();
+            far.send(&bell, Some(chime.as_fd())).unwrap();
+            // One after the other, if the quiet thread reads meanwhile.
+            link.pump();
+            link.pump();
+            assert!(link.has_said_hello() && !link.is_dead());
+            assert_eq!(link.rings.ring(7), trust == Trust::SameUser, "{trust:?}");
+            node.stop();
+        }
+    }
+}

@@ -266,7 +266,8 @@ impl PeerSegment {
 pub(crate) unsafe fn copy_once(from: NonNull<[u8]>) -> AlignedVec<CELL> {
     const WORD: usize = size_of::<u64>();
     let (start, len) = (from.cast::<u8>(), from.len());
-    let mut copy = AlignedVec::with_capacity(len);
+    // One that has no memory is not aligned.
+    let mut copy = AlignedVec::with_capacity(len.max(1));
     let first = start.as_ptr().align_offset(WORD).min(len);
     let words = (len - first) / WORD;
     let copy_byte = |copy: &mut AlignedVec<CELL>, at: usize| {

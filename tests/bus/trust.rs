@@ -73,7 +73,7 @@ fn part(len: usize) -> Part {
 fn check(part: &ArchivedPart, len: usize, is_in_place: bool) {
     assert_eq!(part.number, len as u64);
     assert_eq!(part.text.len(), len);
-    assert!(part.text.bytes().all(|byte| byte == b'x'));
+    assert!(part.text == "x".repeat(len));
     assert_eq!(is_shared(part), is_in_place, "{len}");
     assert_eq!(is_shared(part.text.as_str()), is_in_place, "{len}");
 }
@@ -181,7 +181,7 @@ fn read_on_every_port(bus: &str, trust: Trust) {
         for _ in 0..2 {
             let newest = latest.get(&number).expect("not forked").expect("it came");
             assert_eq!(newest.text.len(), len);
-            assert!(newest.text.bytes().all(|byte| byte == b'x'));
+            assert!(newest.text == "x".repeat(len));
             assert_eq!(is_shared(&*newest), is_in_place, "{len}");
             assert_eq!(is_shared(newest.text.as_str()), is_in_place, "{len}");
         }
