@@ -103,6 +103,8 @@ pub use error::{
 };
 #[cfg(not(loom))]
 pub use lane::{ArchivedPinned, Bulk, Bytes, Incoming, Kept, Opened, Pinned, View};
+#[cfg(all(feature = "json", not(loom)))]
+pub use link::flight::{FlightLane, FlightMessage, FlightRecord};
 #[cfg(not(loom))]
 pub use link::node::Incident;
 #[cfg(not(loom))]

@@ -41,6 +41,9 @@ pub struct Config {
     /// [`View::published`](crate::View::published). Costs a look at the clock a message, some 20
     /// nanoseconds.
     pub timestamps: bool,
+    /// How many messages of each lane and direction can be read when its peer has died: none by default, and 256 at
+    /// most. See `Bus::take_flight_records`, which comes with the feature `json`: without it, nothing is recorded.
+    pub flight_recorder: usize,
 }
 
 impl Default for Config {
@@ -50,6 +53,7 @@ impl Default for Config {
             memory_limit: 256 << 20,
             wait: Wait::Adaptive,
             timestamps: false,
+            flight_recorder: 0,
         }
     }
 }

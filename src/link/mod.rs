@@ -28,6 +28,8 @@
 
 mod doors;
 mod ending;
+#[cfg(feature = "json")]
+pub(crate) mod flight;
 mod incoming;
 mod lanes;
 mod line;
@@ -100,6 +102,8 @@ pub(crate) struct Link {
     dead: AtomicBool,
     fault: OnceLock<Fault>,
     origin: Origin,
+    #[cfg(feature = "json")]
+    flight: flight::Flight,
 }
 
 /// Who waits for the answer to a request for a port.
@@ -153,6 +157,8 @@ impl Link {
             dead: AtomicBool::new(false),
             fault: OnceLock::new(),
             origin,
+            #[cfg(feature = "json")]
+            flight: flight::Flight::default(),
         }
     }
 
@@ -472,6 +478,8 @@ impl Link {
             // The books are the parent's, and may have been locked when it was forked.
             return;
         }
+        #[cfg(feature = "json")]
+        self.forget_lane(id);
         let freed = self.state().lanes.close(id);
         drop(freed);
         let _ = self.say(&Control::Closed {
@@ -511,6 +519,8 @@ impl Link {
             return;
         }
         self.ending.begin();
+        #[cfg(feature = "json")]
+        self.record_flight();
         let (ended, waiting) = {
             let mut state = self.state();
             let all = std::mem::take(&mut state.answers);

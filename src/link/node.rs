@@ -90,6 +90,8 @@ pub(crate) struct Node {
     incidents: Mutex<Vec<Incident>>,
     /// Peers whose links ended without a word, and whose processes may be about to end.
     dying: Mutex<VecDeque<Dying>>,
+    #[cfg(feature = "json")]
+    flights: super::flight::Flights,
     pub(super) topics: Topics,
     quiet: Mutex<Option<JoinHandle<()>>>,
 }
@@ -147,6 +149,8 @@ impl Node {
                 sleepers: Mutex::default(),
                 incidents: Mutex::default(),
                 dying: Mutex::default(),
+                #[cfg(feature = "json")]
+                flights: super::flight::Flights::default(),
                 topics: Topics::default(),
                 quiet: Mutex::default(),
             }
@@ -408,6 +412,18 @@ impl Node {
         if matches!(self.reach, Reach::Inherited) {
             self.end_ports();
         }
+    }
+
+    #[cfg(feature = "json")]
+    pub(crate) fn flights(&self) -> &super::flight::Flights {
+        &self.flights
+    }
+
+    /// Whether this bus ends its links itself.
+    #[cfg(feature = "json")]
+    pub(super) fn has_quit(&self) -> bool {
+        // SYNC(quits): Acquire; pairs with Release in `stop`.
+        self.quits.load(Ordering::Acquire)
     }
 
     /// Has the quiet thread see how a process ends whose link ended without a word.

@@ -315,7 +315,13 @@ mod tests {
     fn link(socket: Socket, origin: Origin) -> Arc<Link> {
         let peer = socket.credentials().unwrap();
         let epoll = Arc::new(Epoll::new().unwrap());
-        Arc::new(Link::new(0, socket, peer, (Weak::new(), epoll), origin))
+        Arc::new(Link::new(
+            0,
+            socket,
+            (peer, None),
+            (Weak::new(), epoll),
+            origin,
+        ))
     }
 
     /// Told of by an error of what is said to it, before what it had said is read.

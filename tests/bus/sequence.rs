@@ -85,6 +85,7 @@ const TIMED: Config = Config {
     memory_limit: 64 << 20,
     wait: Wait::Adaptive,
     timestamps: true,
+    flight_recorder: 0,
 };
 
 /// The clock is looked at around sending, a little less exactly than by the sender itself.
