@@ -175,7 +175,7 @@ impl Link {
         }
         let progress = match &side.known {
             Known::Sent(mark, back) => {
-                Progress::Sent(mark.get(), self.copy(node, false, *back).ok())
+                Progress::Sent(mark.get().map(Box::new), self.copy(node, false, *back).ok())
             }
             Known::Received(taken) => Progress::Received(taken.get()),
         };
@@ -272,7 +272,7 @@ fn content(
 }
 
 enum Progress {
-    Sent(Option<Marked>, Option<Vec<u8>>),
+    Sent(Option<Box<Marked>>, Option<Vec<u8>>),
     Received(u64),
 }
 

@@ -43,7 +43,7 @@ fn recorded(name: &str, messages: usize) -> Bus {
 
 fn die() -> ! {
     // SAFETY: ends this process where it stands.
-    unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+    unsafe { libc::raise(libc::SIGKILL) };
     unreachable!("nobody survives that")
 }
 
@@ -360,10 +360,8 @@ pub(crate) fn dies_mad(name: &str, seed: &str) {
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1);
             // Half of them look like the headers of messages and of references, and lead on.
-            let header = at as u64 / 64 % 4_096
-                | ((random >> 40) % 12 + 1) << 12
-                | 24 << 16
-                | ((at as u64 / 64 + 1) % 64) << 32;
+            let (cell, kind) = (at as u64 / 64, (random >> 40) % 12 + 1);
+            let header = (cell % 4_096) | kind << 12 | 24 << 16 | ((cell + 1) % 64) << 32;
             let word = if random >> 63 == 0 { header } else { random };
             // SAFETY: a word of a mapping that is writable. Nothing of this process reads it any more.
             unsafe { (at as *mut u64).write_volatile(word) };
