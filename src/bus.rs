@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 pub use self::config::{Config, Trust};
 use crate::driver::Driver;
 use crate::error::{ConnectError, OpenError};
+#[cfg(feature = "json")]
+use crate::link::flight::FlightRecord;
 use crate::link::node::{Incident, Node, Reach};
 use crate::message::{ShmMessage, ShmRequest};
 use crate::service::{
@@ -484,6 +486,34 @@ impl Bus {
     /// ```
     pub fn take_incidents(&self) -> Vec<Incident> {
         self.shared.node.take_incidents()
+    }
+
+    /// The last messages of each link that ended since the last call because its peer died, or broke the protocol.
+    ///
+    /// What a peer sent, and what was sent to it, still lies in memory when it is dead. So with
+    /// [`Config::flight_recorder`] the last messages of all lanes that are open then are copied, and read here by
+    /// their schemas. Nothing is recorded while the peer lives. A peer that says that it ends its bus leaves no
+    /// record, nor does one that never had a lane. See [`failures`](crate::failures).
+    ///
+    /// With the feature `json`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use shmbus::Config;
+    ///
+    /// let config = Config { flight_recorder: 16, ..Config::default() };
+    /// let bus = config.open("doc-flight")?;
+    /// for record in bus.take_flight_records() {
+    ///     eprintln!("{:#}", record.to_json());
+    /// }
+    /// # Ok(()) }
+    /// ```
+    #[cfg(feature = "json")]
+    pub fn take_flight_records(&self) -> Vec<FlightRecord> {
+        let flights = self.shared.node.flights();
+        flights.take(crate::service::Failure::name_of)
     }
 
     /// The bytes of shared memory that this bus has taken, and those of them in use.

@@ -35,7 +35,8 @@
 //! ```
 //!
 //! Errors, streams, cancelling, deadlines, and how to port a service of tarpc, tonic or lsp-server, are
-//! shown in [`conversation`]; publishing and subscribing in [`topics`].
+//! shown in [`conversation`]; publishing and subscribing in [`topics`]; what is known of a peer that died in
+//! [`failures`].
 //!
 //! # Features
 //!
@@ -44,7 +45,7 @@
 //! | feature | what it adds |
 //! |---|---|
 //! | `futures` | [`AsyncItems`] is a `futures_core::Stream` |
-//! | `json` | schemas as JSON, and archived messages as `serde_json::Value` |
+//! | `json` | schemas as JSON, archived messages as `serde_json::Value`, and the flight recorder |
 //! | `tokio` | `Driver::run_on_tokio` |
 //! | `tracing` | a span on each side of a call, of one trace |
 //!
@@ -106,6 +107,8 @@ pub use error::{
 };
 #[cfg(not(loom))]
 pub use lane::{ArchivedPinned, Bulk, Bytes, Incoming, Kept, Opened, Pinned, View};
+#[cfg(all(feature = "json", not(loom)))]
+pub use link::flight::{FlightLane, FlightMessage, FlightRecord};
 #[cfg(not(loom))]
 pub use link::node::Incident;
 #[cfg(not(loom))]
@@ -151,3 +154,7 @@ pub mod conversation {}
 #[cfg(any(doc, doctest))]
 #[doc = include_str!("../docs/topics.md")]
 pub mod topics {}
+
+#[cfg(any(doc, doctest))]
+#[doc = include_str!("../docs/failures.md")]
+pub mod failures {}

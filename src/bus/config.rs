@@ -93,6 +93,9 @@ pub struct Config {
     pub timestamps: bool,
     /// Who the peers of this bus are: processes of this user that mean no harm, unless told otherwise.
     pub trust: Trust,
+    /// How many messages of each lane and direction can be read when its peer has died: none by default, and 256 at
+    /// most. See `Bus::take_flight_records`, which comes with the feature `json`: without it, nothing is recorded.
+    pub flight_recorder: usize,
 }
 
 impl Default for Config {
@@ -103,6 +106,7 @@ impl Default for Config {
             wait: Wait::Adaptive,
             timestamps: false,
             trust: Trust::SameUser,
+            flight_recorder: 0,
         }
     }
 }

@@ -129,6 +129,13 @@ impl Inbox {
         inbox
     }
 
+    /// Where it says from now on how far it is; and where its messages start.
+    #[cfg(feature = "json")]
+    pub(super) fn mark(&mut self, taken: &Arc<crate::memory::ring::mark::Taken>) -> Starts {
+        self.ring.set_taken(taken.clone());
+        self.starts
+    }
+
     pub(crate) fn link(&self) -> &Arc<Link> {
         &self.link
     }
@@ -338,6 +345,8 @@ impl Inbox {
         let place = segment.resolve(at, CELL as u64)?;
         // SAFETY: 1. the range was resolved on the alignment of a cell, for so many of them.
         let cells = unsafe { Shared::<[Cell]>::peer_slice(segment, place, cells) };
+        #[cfg(feature = "json")]
+        self.link.note_row(&self.line, false, at);
         self.ring.extend(record, cells)
     }
 

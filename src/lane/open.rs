@@ -183,6 +183,8 @@ pub(crate) fn complete(
         };
         Ok(Ringer::new(bell, their.bell.1, waiter, link.clone()))
     };
+    #[cfg(feature = "json")]
+    let places = Places::of(&near, their);
     let mut requests = None;
     let inbox = match (near.receives, their.sends) {
         (Some(block), Some(sending)) => {
@@ -234,7 +236,64 @@ pub(crate) fn complete(
         }
         _ => None,
     };
+    #[cfg(feature = "json")]
+    let (outbox, inbox) = if link.is_noted(id) {
+        note((link, line, id), places, (outbox, inbox))
+    } else {
+        (outbox, inbox)
+    };
     Ok((outbox, inbox))
+}
+
+/// Where the cells of both sides are, and the words in which the peer hands back.
+#[cfg(feature = "json")]
+struct Places {
+    ours: Option<SegmentRef>,
+    theirs: Option<SegmentRef>,
+    back: Option<SegmentRef>,
+}
+
+#[cfg(feature = "json")]
+impl Places {
+    fn of(near: &Near, their: &End) -> Places {
+        let (words, cells) = sending_size(near.form);
+        let of_cells = |at| part(at, words, cells * CELL);
+        let ours = near.sends.as_ref().and_then(|sends| sends.cells.block());
+        Places {
+            ours: ours.map(|block| block.reference(words, cells * CELL)),
+            theirs: their.sends.map(|sends| of_cells(sends.cells.into())),
+            back: (their.receives).map(|at| part(at.into(), 0, size_of::<ReceiverBlock>())),
+        }
+    }
+}
+
+/// Notes the two ends of a lane for the flight recorder.
+#[cfg(feature = "json")]
+fn note(
+    (link, line, id): (&Arc<Link>, &Arc<Line>, LaneId),
+    places: Places,
+    (mut outbox, mut inbox): (Option<Outbox>, Option<Inbox>),
+) -> (Option<Outbox>, Option<Inbox>) {
+    use crate::link::flight::{Known, Side};
+    let mut sides = Vec::new();
+    if let (Some(outbox), Some(at), Some(back)) = (&mut outbox, places.ours, places.back) {
+        let mark = Arc::default();
+        sides.push(Side {
+            rows: vec![at],
+            starts: outbox.mark(&mark),
+            known: Known::Sent(mark, back),
+        });
+    }
+    if let (Some(inbox), Some(at)) = (&mut inbox, places.theirs) {
+        let taken = Arc::default();
+        sides.push(Side {
+            rows: vec![at],
+            starts: inbox.mark(&taken),
+            known: Known::Received(taken),
+        });
+    }
+    link.note_sides(id, line, sides);
+    (outbox, inbox)
 }
 
 /// Held by all that looks at what came on a lane: says that nothing does any more.

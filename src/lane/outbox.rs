@@ -200,6 +200,13 @@ impl Outbox {
         &self.parts.link
     }
 
+    /// Where it says from now on how far it is; and where its messages start.
+    #[cfg(feature = "json")]
+    pub(super) fn mark(&mut self, mark: &Arc<crate::memory::ring::mark::Mark>) -> Starts {
+        self.ring.set_mark(mark.clone());
+        self.starts
+    }
+
     pub(crate) fn line(&self) -> &Arc<Line> {
         &self.parts.line
     }
@@ -456,11 +463,20 @@ impl Outbox {
             return Ok(false);
         }
         let space = self.ring.here(1);
-        write_behind_header(&space, bytes_of(&block.reference(0, bytes)));
+        let at = block.reference(0, bytes);
+        write_behind_header(&space, bytes_of(&at));
         self.ring
             .extend(Shared::own_slice(block, 0, cells), REFERENCE as u16);
+        #[cfg(feature = "json")]
+        self.note_row(at);
         self.signal();
         Ok(true)
+    }
+
+    #[cfg(feature = "json")]
+    fn note_row(&self, at: SegmentRef) {
+        let OutboxParts { link, line, .. } = &self.parts;
+        link.note_row(line, true, at);
     }
 
     /// Has the peer learn of a block's segment before a record refers to it; false where it does

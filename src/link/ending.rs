@@ -31,7 +31,8 @@ pub(super) fn wait_never() {
     WAITS_NEVER.set(true);
 }
 
-/// What is known of the peer's end.
+/// What is known of the peer's end. Clones know the same.
+#[derive(Clone)]
 pub(super) struct Ending {
     process: Option<Arc<Process>>,
     /// When its link ended.
@@ -58,6 +59,21 @@ impl Ending {
         self.said_bye.store(true, Ordering::Relaxed);
     }
 
+    pub(super) fn has_said_bye(&self) -> bool {
+        // Relaxed: as in `say_bye`.
+        self.said_bye.load(Ordering::Relaxed)
+    }
+
+    /// How the process ended, if its link did, and that is known; may wait for its end, if that is what ended the link.
+    pub(super) fn how(&self, is_fault: bool) -> Option<Ended> {
+        let since = self.since.get()?;
+        let patience = match is_fault || self.has_said_bye() || WAITS_NEVER.get() {
+            true => Duration::ZERO,
+            false => PATIENCE.saturating_sub(since.elapsed()),
+        };
+        self.ended(patience)
+    }
+
     fn ended(&self, patience: Duration) -> Option<Ended> {
         let status = self.process.as_ref()?.status(patience)?;
         Some(Ended::from_status(status))
@@ -68,27 +84,18 @@ impl Link {
     /// How the peer's process ended, if that ended the link, and is known; may wait for its end.
     #[cold]
     pub(crate) fn ended(&self) -> Option<Ended> {
-        let since = self.ending.since.get()?;
-        // Relaxed: as in `say_bye`.
-        let lives = self.fault.get().is_some() || self.ending.said_bye.load(Ordering::Relaxed);
-        let patience = match lives || WAITS_NEVER.get() {
-            true => Duration::ZERO,
-            false => PATIENCE.saturating_sub(since.elapsed()),
-        };
-        self.ended_within(patience)
+        match self.origin.is_forked() {
+            true => None,
+            false => self.ending.how(self.fault.get().is_some()),
+        }
     }
 
     /// As [`ended`](Self::ended), as far as is known at once.
     #[cold]
     pub(crate) fn ended_by_now(&self) -> Option<Ended> {
-        self.ending.since.get()?;
-        self.ended_within(Duration::ZERO)
-    }
-
-    fn ended_within(&self, patience: Duration) -> Option<Ended> {
-        match self.origin.is_forked() {
+        match self.origin.is_forked() || self.ending.since.get().is_none() {
             true => None,
-            false => self.ending.ended(patience),
+            false => self.ending.ended(Duration::ZERO),
         }
     }
 }
@@ -98,26 +105,20 @@ pub(super) struct Dying {
     token: u64,
     pid: u32,
     process: Arc<Process>,
-    said_bye: Arc<AtomicBool>,
-    since: Instant,
+    ending: Ending,
 }
 
 impl Dying {
     /// The one at the other end of a link; `None` where it said that it ends the link, or is not known.
     pub(super) fn of(link: &Link, token: u64) -> Option<Dying> {
-        let Ending {
-            process, said_bye, ..
-        } = &link.ending;
-        // Relaxed: as in `say_bye`.
-        if said_bye.load(Ordering::Relaxed) {
-            return None;
-        }
-        Some(Dying {
+        let ending = link.ending.clone();
+        let process = ending.process.clone()?;
+        let pid = link.pid();
+        (!ending.has_said_bye()).then_some(Dying {
             token,
-            pid: link.pid(),
-            process: process.clone()?,
-            said_bye: said_bye.clone(),
-            since: Instant::now(),
+            pid,
+            process,
+            ending,
         })
     }
 
@@ -139,11 +140,11 @@ impl Dying {
 
     /// How a signal ended it, and with it the link.
     pub(super) fn killed(&self) -> Option<Ended> {
-        // Relaxed: as in `say_bye`.
-        if self.said_bye.load(Ordering::Relaxed) || self.since.elapsed() > LATE {
+        if self.ending.has_said_bye() || self.ending.since.get()?.elapsed() > LATE {
             return None;
         }
-        let ended = Ended::from_status(self.process.status(Duration::ZERO)?);
-        ended.is_killed().then_some(ended)
+        self.ending
+            .ended(Duration::ZERO)
+            .filter(|ended| ended.is_killed())
     }
 }

@@ -29,6 +29,8 @@
 mod awaited;
 mod doors;
 mod ending;
+#[cfg(feature = "json")]
+pub(crate) mod flight;
 mod incoming;
 mod lanes;
 mod line;
@@ -101,10 +103,15 @@ pub(crate) struct Link {
     dead: AtomicBool,
     fault: OnceLock<Fault>,
     origin: Origin,
+<<<<<<< HEAD
     /// See [`Link::copies`].
     copies: Option<usize>,
     /// What is not known yet of a child that inherited its end: which user it runs as.
     is_unknown: AtomicBool,
+=======
+    #[cfg(feature = "json")]
+    flight: flight::Flight,
+>>>>>>> death
 }
 
 /// Who waits for the answer to a request for a port.
@@ -159,8 +166,13 @@ impl Link {
             dead: AtomicBool::new(false),
             fault: OnceLock::new(),
             origin,
+<<<<<<< HEAD
             copies,
             is_unknown: AtomicBool::new(false),
+=======
+            #[cfg(feature = "json")]
+            flight: flight::Flight::default(),
+>>>>>>> death
         }
     }
 
@@ -471,6 +483,8 @@ impl Link {
             // The books are the parent's, and may have been locked when it was forked.
             return;
         }
+        #[cfg(feature = "json")]
+        self.forget_lane(id);
         let freed = self.state().lanes.close(id);
         drop(freed);
         let _ = self.say(&Control::Closed {
@@ -510,6 +524,8 @@ impl Link {
             return;
         }
         self.ending.begin();
+        #[cfg(feature = "json")]
+        self.record_flight();
         let (ended, waiting) = {
             let mut state = self.state();
             let all = std::mem::take(&mut state.answers);

@@ -91,6 +91,8 @@ pub(crate) struct Node {
     incidents: Mutex<Vec<Incident>>,
     /// Peers whose links ended without a word, and whose processes may be about to end.
     dying: Mutex<VecDeque<Dying>>,
+    #[cfg(feature = "json")]
+    flights: super::flight::Flights,
     pub(super) topics: Topics,
     pub(super) awaited: Awaited,
     quiet: Mutex<Option<JoinHandle<()>>>,
@@ -154,6 +156,8 @@ impl Node {
                 sleepers: Mutex::default(),
                 incidents: Mutex::default(),
                 dying: Mutex::default(),
+                #[cfg(feature = "json")]
+                flights: super::flight::Flights::default(),
                 topics: Topics::default(),
                 awaited: Awaited::default(),
                 quiet: Mutex::default(),
@@ -439,6 +443,18 @@ impl Node {
         if matches!(self.reach, Reach::Inherited) {
             self.end_ports();
         }
+    }
+
+    #[cfg(feature = "json")]
+    pub(crate) fn flights(&self) -> &super::flight::Flights {
+        &self.flights
+    }
+
+    /// Whether this bus ends its links itself.
+    #[cfg(feature = "json")]
+    pub(super) fn has_quit(&self) -> bool {
+        // SYNC(quits): Acquire; pairs with Release in `stop`.
+        self.quits.load(Ordering::Acquire)
     }
 
     /// Has the quiet thread see how a process ends whose link ended without a word.

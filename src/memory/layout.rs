@@ -420,6 +420,12 @@ pub(crate) fn stamp_of(sequence: u64) -> u64 {
     sequence.wrapping_add(1) & STAMP
 }
 
+/// The stamp that this word carries.
+#[cfg(feature = "json")]
+pub(crate) fn stamp_in(word: u64) -> u64 {
+    word & STAMP
+}
+
 /// Whether this word carries that stamp.
 #[inline(always)]
 pub(crate) fn is_stamped(word: u64, stamp: u64) -> bool {

@@ -99,6 +99,19 @@ impl OwnSegment {
     }
 }
 
+#[cfg(all(feature = "json", not(loom)))]
+impl OwnSegment {
+    /// Copies bytes out of the file that it is: other threads of ours may write there meanwhile.
+    pub(crate) fn copy(&self, range: SegmentRef) -> std::io::Result<Vec<u8>> {
+        if range.len > self.len() {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut bytes = vec![0; range.len as usize];
+        memfd::read_at(self.fd.as_fd(), &mut bytes, range.offset)?;
+        Ok(bytes)
+    }
+}
+
 impl Drop for OwnSegment {
     fn drop(&mut self) {
         // In a forked child there is no such mapping, and another may have taken its addresses.
@@ -218,6 +231,23 @@ impl PeerSegment {
         // SAFETY: neither a mapping nor a vector starts at zero.
         let start = unsafe { NonNull::new_unchecked(start) };
         NonNull::slice_from_raw_parts(start, len)
+    }
+
+    /// Copies bytes, whatever becomes of them meanwhile.
+    #[cfg(all(feature = "json", not(loom)))]
+    pub(crate) fn copy(&self, range: SegmentRef) -> Result<Vec<u8>, Fault> {
+        let place = self.resolve(range, 8)?.cast::<u64>();
+        let len = range.len as usize;
+        let mut bytes = Vec::with_capacity(len.next_multiple_of(8));
+        for word in 0..len.div_ceil(8) {
+            // SAFETY: the word starts in the range, which lies in the mapping, as whole words do: it has whole pages.
+            let at = unsafe { place.add(word) };
+            // SAFETY: as above, and aligned. Read once: the peer may be writing there.
+            let word = unsafe { at.read_volatile() };
+            bytes.extend_from_slice(&word.to_ne_bytes());
+        }
+        bytes.truncate(len);
+        Ok(bytes)
     }
 
     /// The size in bytes.

@@ -263,6 +263,8 @@ impl Opening {
                 return Err(ConnectError::NoAnswer { service: name, pid });
             }
         };
+        #[cfg(feature = "json")]
+        link.note_port(node, id, &name, contract.carried());
         let aligns = contract.aligns();
         let joined = complete(node, &link, (&line, id), near, &theirs, aligns, false);
         let (outbox, mut inbox) = joined.map_err(|fault| {

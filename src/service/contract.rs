@@ -1,6 +1,8 @@
 //! What two ports agree on before a lane opens between them: the layouts of all that goes over it.
 
 use crate::lane::Form;
+#[cfg(feature = "json")]
+use crate::link::flight::Carried;
 use crate::link::wire::{Schemas, Types};
 use crate::message::{Layout, ShmMessage, ShmRequest, layout_of};
 use crate::schema::{Difference, Schema, diff};
@@ -84,6 +86,16 @@ impl Contract {
             self.request.holds_pins,
             answers.any(|layout| layout.holds_pins),
         )
+    }
+
+    /// What goes over its lanes, for the flight recorder.
+    #[cfg(feature = "json")]
+    pub(crate) fn carried(&self) -> Carried {
+        Carried {
+            request: self.request,
+            answers: self.answers.clone(),
+            numbers: self.form == Form::Latest,
+        }
     }
 
     /// By which the two sides compare their contracts.

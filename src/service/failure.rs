@@ -45,6 +45,12 @@ impl Failure {
         }
     }
 
+    /// What a byte that a peer wrote is called.
+    #[cfg(feature = "json")]
+    pub(crate) fn name_of(byte: u8) -> &'static str {
+        Failure::from_byte(byte).map_or("unknown", Failure::name)
+    }
+
     /// Reads it from a byte that a peer wrote.
     pub(crate) fn from_byte(byte: u8) -> Option<Failure> {
         Some(match byte {

@@ -23,6 +23,8 @@ mod tasks;
 mod trace;
 
 pub use client::Client;
+#[cfg(feature = "json")]
+pub(crate) use failure::Failure;
 pub use items::Items;
 pub use one_way::{Receiver, Sender};
 pub use server::{Call, Server};

@@ -208,6 +208,8 @@ impl HubPort {
         let line = Line::one_of_many(self.sleeper.clone(), self.closed.clone(), number);
         let door = self.door_of(link, end)?;
         let (received, sent) = self.contract.aligns();
+        #[cfg(feature = "json")]
+        link.note_port(node, id, &self.name, self.contract.carried());
         let near = offered.near;
         let (outbox, inbox) = complete(node, link, (&line, id), near, end, (sent, received), true)?;
         let mut inbox = inbox.ok_or(Fault::Control {

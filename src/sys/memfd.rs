@@ -70,6 +70,14 @@ pub(crate) fn seals(fd: BorrowedFd<'_>) -> io::Result<libc::c_int> {
     super::check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) })
 }
 
+/// `pread`: fills the buffer.
+#[cfg(all(feature = "json", not(loom)))]
+pub(crate) fn read_at(fd: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    let file = File::from(fd.try_clone_to_owned()?);
+    file.read_exact_at(buffer, offset)
+}
+
 /// `fstat`: the size of the file, and how much of it is allocated, in bytes.
 pub(crate) fn size(fd: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
     let file = File::from(fd.try_clone_to_owned()?);

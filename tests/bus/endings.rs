@@ -36,8 +36,12 @@ fn ends_with(bus: Bus) {
             }
             signal => {
                 let signal = signal.parse().expect("a number");
+                let none = libc::rlimit {
+                    rlim_cur: 0,
+                    rlim_max: 0,
+                };
                 // SAFETY: raises a signal that ends this process, with no core file.
-                unsafe { libc::setrlimit(libc::RLIMIT_CORE, &std::mem::zeroed()) };
+                unsafe { libc::setrlimit(libc::RLIMIT_CORE, &none) };
                 // SAFETY: as above.
                 unsafe { libc::signal(signal, libc::SIG_DFL) };
                 // SAFETY: as above.

@@ -9,6 +9,8 @@ mod driver;
 mod endings;
 mod ends;
 mod faults;
+#[cfg(feature = "json")]
+mod flight;
 mod fork;
 mod gathering;
 mod handover;
@@ -74,6 +76,14 @@ fn child() {
         "has-namesakes" => leftovers::has_namesakes(arguments[0]),
         "ends" => endings::ends(arguments[0]),
         "ends-inherited" => endings::ends_inherited(),
+        #[cfg(feature = "json")]
+        "dies-in-a-stream" => flight::dies_in_a_stream(arguments[0]),
+        #[cfg(feature = "json")]
+        "dies-as-a-sender" => flight::dies_as_a_sender(arguments[0]),
+        #[cfg(feature = "json")]
+        "dies-as-a-client" => flight::dies_as_a_client(arguments[0]),
+        #[cfg(feature = "json")]
+        "dies-mad" => flight::dies_mad(arguments[0], arguments[1]),
         "calls-and-dies" => ends::calls_and_dies(arguments[0]),
         "drops-buses" => ends::drops_buses(arguments[0]),
         "looks-up" => succession::looks_up(arguments[0], arguments[1]),

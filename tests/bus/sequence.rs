@@ -86,6 +86,7 @@ const TIMED: Config = Config {
     wait: Wait::Adaptive,
     timestamps: true,
     trust: Trust::SameUser,
+    flight_recorder: 0,
 };
 
 /// The clock is looked at around sending, a little less exactly than by the sender itself.

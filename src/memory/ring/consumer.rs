@@ -9,6 +9,8 @@ use super::super::layout::{
     SenderBlock, Starts, cells_for, is_stamped, is_stamped_as, len_of, next_of, stamp_of, tag_of,
 };
 use super::super::shared::Shared;
+#[cfg(all(feature = "json", not(loom)))]
+use super::mark::Taken;
 use super::{Cells, Spot};
 use crate::error::Fault;
 use crate::sync::{AtomicU64, Ordering, fence, load_acquire, prefetch_to_read};
@@ -64,6 +66,9 @@ pub(crate) struct Consumer {
     back: Arc<HandBack>,
     /// Bits of one word that are to be flipped, and how many.
     pending: (usize, u64, u32),
+    /// Where it says how far it is, if somebody asked.
+    #[cfg(all(feature = "json", not(loom)))]
+    taken: Option<Arc<Taken>>,
 }
 
 impl Consumer {
@@ -79,6 +84,22 @@ impl Consumer {
             others: 0,
             back,
             pending: (0, 0, 0),
+            #[cfg(all(feature = "json", not(loom)))]
+            taken: None,
+        }
+    }
+
+    /// Where it says from now on how far it is.
+    #[cfg(all(feature = "json", not(loom)))]
+    pub(crate) fn set_taken(&mut self, taken: Arc<Taken>) {
+        self.taken = Some(taken);
+    }
+
+    #[cfg(all(feature = "json", not(loom)))]
+    #[inline]
+    fn mark(&self) {
+        if let Some(taken) = &self.taken {
+            taken.set(self.sequence);
         }
     }
 
@@ -152,7 +173,12 @@ impl Consumer {
             match header.kind {
                 Kind::Jump => self.hand_back(record.cell),
                 Kind::Extend => return Ok(Polled::Extend(record)),
-                _ => return Ok(Polled::Record(record)),
+                _ => {
+                    // What is kept of these is handed back by others.
+                    #[cfg(all(feature = "json", not(loom)))]
+                    self.mark();
+                    return Ok(Polled::Record(record));
+                }
             }
         }
         Ok(Polled::Empty)
@@ -250,6 +276,8 @@ impl Consumer {
         let (word, bits, _) = self.pending;
         if bits != 0 {
             self.pending = (word, 0, 0);
+            #[cfg(all(feature = "json", not(loom)))]
+            self.mark();
             self.back.flip(word, bits);
         }
     }

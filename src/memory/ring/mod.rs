@@ -43,6 +43,10 @@
 
 mod cancel;
 mod consumer;
+#[cfg(all(feature = "json", not(loom)))]
+pub(crate) mod mark;
+#[cfg(all(feature = "json", not(loom)))]
+pub(crate) mod past;
 mod producer;
 mod streams;
 

@@ -77,6 +77,9 @@ pub(crate) struct Producer {
     keeps: bool,
     /// What records lend beside, if any ever did.
     book: Option<Arc<Book>>,
+    /// Where it says how far it is, if somebody asked.
+    #[cfg(all(feature = "json", not(loom)))]
+    pub(super) mark: Option<Arc<super::mark::Mark>>,
 }
 
 impl Producer {
@@ -104,6 +107,8 @@ impl Producer {
             returned: Vec::new(),
             keeps,
             book: None,
+            #[cfg(all(feature = "json", not(loom)))]
+            mark: None,
         };
         producer.know_cells();
         take(&mut producer.busy, 0, 1);
@@ -359,6 +364,10 @@ impl Producer {
         if let Some(book) = self.book.as_ref().filter(|_| any) {
             book.sweep();
         }
+        #[cfg(all(feature = "json", not(loom)))]
+        if let Some(mark) = self.mark.as_ref().filter(|_| any) {
+            mark.set(self.sequence, &self.seen, &self.heads);
+        }
         Ok(any)
     }
 
@@ -493,6 +502,11 @@ impl Producer {
         for &cell in cells.iter().filter(|cell| **cell != self.next) {
             free(&mut self.busy, cell, 1);
         }
+    }
+
+    #[cfg(all(test, feature = "json", not(loom)))]
+    pub(super) fn position(&self) -> (u64, usize) {
+        (self.sequence, self.next)
     }
 
     #[cfg(test)]
