@@ -9,8 +9,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use super::Link;
-use crate::error::Ended;
+use super::node::{Node, Reach};
+use super::{Link, lock};
+use crate::error::{ConnectError, Ended};
 use crate::sync::{AtomicBool, Ordering};
 use crate::sys::poll::Epoll;
 use crate::sys::process::Process;
@@ -20,7 +21,7 @@ const PATIENCE: Duration = Duration::from_millis(10);
 /// The end of a process so long after that of its link has nothing to do with it.
 const LATE: Duration = Duration::from_secs(10);
 /// The most processes that are watched after the end of their links: an honest one ends at once.
-pub(super) const MOST_DYING: usize = 64;
+const MOST_DYING: usize = 64;
 
 thread_local! {
     static WAITS_NEVER: Cell<bool> = const { Cell::new(false) };
@@ -97,6 +98,58 @@ impl Link {
             true => None,
             false => self.ending.ended(Duration::ZERO),
         }
+    }
+}
+
+impl Node {
+    /// Has the quiet thread see how a process ends whose link ended without a word.
+    pub(super) fn watch_end(&self, link: &Link) {
+        // SYNC(quits): Acquire; pairs with Release in `stop`.
+        if self.quits.load(Ordering::Acquire) {
+            return;
+        }
+        // Relaxed: only its uniqueness matters.
+        let token = self.next_token.fetch_add(1, Ordering::Relaxed);
+        let Some(dying) = Dying::of(link, token) else {
+            return;
+        };
+        let mut all = lock(&self.dying);
+        if all.len() >= MOST_DYING {
+            // Its process lives on, as it seems.
+            all.pop_front().inspect(|first| first.unwatch(&self.epoll));
+        }
+        if self.epoll.add(dying.as_fd(), token).is_ok() {
+            all.push_back(dying);
+        }
+    }
+
+    /// A process has ended whose link did before.
+    pub(super) fn bury(&self, token: u64) {
+        let mut all = lock(&self.dying);
+        let at = all.iter().position(|dying| dying.token() == token);
+        let dying = at.and_then(|at| all.remove(at));
+        drop(all);
+        if let Some(dying) = dying {
+            dying.unwatch(&self.epoll);
+            if let Some(killed) = dying.killed() {
+                self.report(dying.pid(), killed.to_string());
+            }
+        }
+    }
+
+    /// Whether all there was is an inherited link, and that has ended.
+    pub(crate) fn is_cut_off(&self) -> bool {
+        matches!(self.reach, Reach::Inherited) && self.all_links().is_empty()
+    }
+
+    /// Why an inherited link has ended, where that is a fault of the peer's.
+    pub(crate) fn cut_off_by(&self) -> Option<ConnectError> {
+        let links: Vec<_> = lock(&self.links).values().cloned().collect();
+        let mut faults = links.iter().filter_map(|l| Some((l.pid(), l.fault()?)));
+        // In this order: a link is forgotten behind having said how it ended.
+        let (pid, fault) = faults.next().or_else(|| self.cut_off.get().cloned())?;
+        let (fault, ended) = (Some(fault), None);
+        Some(ConnectError::Lost { pid, fault, ended })
     }
 }
 

@@ -208,11 +208,11 @@ impl Link {
         match is_ours {
             true => {
                 let segment = node.arena().segment(at.segment).ok_or_else(gone)?;
-                segment.copy(at).map_err(|error| error.to_string())
+                segment.read_out(at).map_err(|error| error.to_string())
             }
             false => {
                 let segment = self.mapped.get(at.segment).ok_or_else(gone)?;
-                segment.copy(at).map_err(|fault| fault.to_string())
+                segment.read_out(at).map_err(|fault| fault.to_string())
             }
         }
     }

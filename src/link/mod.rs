@@ -103,15 +103,12 @@ pub(crate) struct Link {
     dead: AtomicBool,
     fault: OnceLock<Fault>,
     origin: Origin,
-<<<<<<< HEAD
     /// See [`Link::copies`].
     copies: Option<usize>,
     /// What is not known yet of a child that inherited its end: which user it runs as.
     is_unknown: AtomicBool,
-=======
     #[cfg(feature = "json")]
     flight: flight::Flight,
->>>>>>> death
 }
 
 /// Who waits for the answer to a request for a port.
@@ -166,13 +163,10 @@ impl Link {
             dead: AtomicBool::new(false),
             fault: OnceLock::new(),
             origin,
-<<<<<<< HEAD
             copies,
             is_unknown: AtomicBool::new(false),
-=======
             #[cfg(feature = "json")]
             flight: flight::Flight::default(),
->>>>>>> death
         }
     }
 

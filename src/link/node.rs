@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::awaited::Awaited;
-use super::ending::{Dying, MOST_DYING};
+use super::ending::Dying;
 use super::offer::Port;
 use super::pins::Shelf;
 use super::place::{Owner, Place};
@@ -73,16 +73,16 @@ pub(crate) enum Reach {
 
 /// See the module.
 pub(crate) struct Node {
-    reach: Reach,
+    pub(super) reach: Reach,
     config: Config,
     origin: Origin,
     arena: Arc<Arena>,
     pub(super) epoll: Arc<Epoll>,
     due: Arc<Due>,
     pins: Arc<Shelf>,
-    quits: AtomicBool,
-    next_token: AtomicU64,
-    links: Mutex<HashMap<u64, Arc<Link>>>,
+    pub(super) quits: AtomicBool,
+    pub(super) next_token: AtomicU64,
+    pub(super) links: Mutex<HashMap<u64, Arc<Link>>>,
     /// Links that we made, by the socket we connected to.
     by_socket: Mutex<HashMap<String, Weak<Link>>>,
     pub(super) ports: Mutex<HashMap<String, Arc<dyn Port>>>,
@@ -90,14 +90,14 @@ pub(crate) struct Node {
     sleepers: Mutex<Vec<Weak<Sleeper>>>,
     incidents: Mutex<Vec<Incident>>,
     /// Peers whose links ended without a word, and whose processes may be about to end.
-    dying: Mutex<VecDeque<Dying>>,
+    pub(super) dying: Mutex<VecDeque<Dying>>,
     #[cfg(feature = "json")]
     flights: super::flight::Flights,
     pub(super) topics: Topics,
     pub(super) awaited: Awaited,
     quiet: Mutex<Option<JoinHandle<()>>>,
     /// Whose inherited link has ended by a fault, and which.
-    cut_off: OnceLock<(u32, Fault)>,
+    pub(super) cut_off: OnceLock<(u32, Fault)>,
 }
 
 const EVENT: u64 = 0;
@@ -455,56 +455,6 @@ impl Node {
     pub(super) fn has_quit(&self) -> bool {
         // SYNC(quits): Acquire; pairs with Release in `stop`.
         self.quits.load(Ordering::Acquire)
-    }
-
-    /// Has the quiet thread see how a process ends whose link ended without a word.
-    fn watch_end(&self, link: &Link) {
-        // SYNC(quits): Acquire; pairs with Release in `stop`.
-        if self.quits.load(Ordering::Acquire) {
-            return;
-        }
-        // Relaxed: only its uniqueness matters.
-        let token = self.next_token.fetch_add(1, Ordering::Relaxed);
-        let Some(dying) = Dying::of(link, token) else {
-            return;
-        };
-        let mut all = lock(&self.dying);
-        if all.len() >= MOST_DYING {
-            // Its process lives on, as it seems.
-            all.pop_front().inspect(|first| first.unwatch(&self.epoll));
-        }
-        if self.epoll.add(dying.as_fd(), token).is_ok() {
-            all.push_back(dying);
-        }
-    }
-
-    /// A process has ended whose link did before.
-    fn bury(&self, token: u64) {
-        let mut all = lock(&self.dying);
-        let at = all.iter().position(|dying| dying.token() == token);
-        let dying = at.and_then(|at| all.remove(at));
-        drop(all);
-        if let Some(dying) = dying {
-            dying.unwatch(&self.epoll);
-            if let Some(killed) = dying.killed() {
-                self.report(dying.pid(), killed.to_string());
-            }
-        }
-    }
-
-    /// Whether all there was is an inherited link, and that has ended.
-    pub(crate) fn is_cut_off(&self) -> bool {
-        matches!(self.reach, Reach::Inherited) && self.all_links().is_empty()
-    }
-
-    /// Why an inherited link has ended, where that is a fault of the peer's.
-    pub(crate) fn cut_off_by(&self) -> Option<ConnectError> {
-        let links: Vec<_> = lock(&self.links).values().cloned().collect();
-        let mut faults = links.iter().filter_map(|l| Some((l.pid(), l.fault()?)));
-        // In this order: a link is forgotten behind having said how it ended.
-        let (pid, fault) = faults.next().or_else(|| self.cut_off.get().cloned())?;
-        let (fault, ended) = (Some(fault), None);
-        Some(ConnectError::Lost { pid, fault, ended })
     }
 
     /// A link has ended, and its peer looks at nothing of ours any more.

@@ -102,7 +102,7 @@ impl OwnSegment {
 #[cfg(all(feature = "json", not(loom)))]
 impl OwnSegment {
     /// Copies bytes out of the file that it is: other threads of ours may write there meanwhile.
-    pub(crate) fn copy(&self, range: SegmentRef) -> std::io::Result<Vec<u8>> {
+    pub(crate) fn read_out(&self, range: SegmentRef) -> std::io::Result<Vec<u8>> {
         if range.len > self.len() {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
@@ -235,7 +235,7 @@ impl PeerSegment {
 
     /// Copies bytes, whatever becomes of them meanwhile.
     #[cfg(all(feature = "json", not(loom)))]
-    pub(crate) fn copy(&self, range: SegmentRef) -> Result<Vec<u8>, Fault> {
+    pub(crate) fn read_out(&self, range: SegmentRef) -> Result<Vec<u8>, Fault> {
         let place = self.resolve(range, 8)?.cast::<u64>();
         let len = range.len as usize;
         let mut bytes = Vec::with_capacity(len.next_multiple_of(8));
