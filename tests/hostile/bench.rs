@@ -1,5 +1,6 @@
 //! A victim, an innocent, and what must be true after every case.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs;
 use std::io::Write;
@@ -25,6 +26,7 @@ pub(crate) enum Expect<'a> {
 /// What the victim has of a peer's, and of its own for a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Footprint {
+    /// All but those of its own memory, some of which it keeps for later.
     descriptors: usize,
     /// Mappings of a stranger's memory.
     mappings: usize,
@@ -44,6 +46,8 @@ pub(crate) struct Bench {
     /// What may be in use beyond that, of what the victim keeps for itself.
     pub(crate) slack: u64,
     pub(crate) cases: u64,
+    /// How often which fault was found, by the first words that say so.
+    faults: BTreeMap<String, u64>,
     _watch: Watchdog,
 }
 
@@ -71,6 +75,7 @@ impl Bench {
             },
             slack: 0,
             cases: 0,
+            faults: BTreeMap::new(),
             _watch,
         };
         bench.remember();
@@ -114,19 +119,26 @@ impl Bench {
 
     /// As [`check`](Self::check), and returns what the victim says went wrong.
     pub(crate) fn settle(&mut self, case: impl Display) -> Vec<String> {
+        self.settle_with(&[std::process::id()], case)
+    }
+
+    /// As [`settle`](Self::settle), where others may be named, too.
+    pub(crate) fn settle_with(&mut self, named: &[u32], case: impl Display) -> Vec<String> {
         self.cases += 1;
         self.is_served("call");
         let deadline = Instant::now() + HANGS;
         loop {
             let now = self.footprint();
             let Footprint { memory, .. } = self.before;
-            let is_back = now.descriptors == self.before.descriptors
+            let is_back = now.descriptors <= self.before.descriptors
                 && now.mappings == 0
                 && now.memory <= memory + self.slack;
+            let before = &mut self.before;
             if is_back {
+                // The last connection of the innocent may not have been closed when that was counted.
+                before.descriptors = now.descriptors;
                 break;
             }
-            let before = self.before;
             assert!(
                 Instant::now() < deadline,
                 "{}: {case}: the victim does not let go: {before:?} before, now {now:?}",
@@ -135,13 +147,17 @@ impl Bench {
             std::thread::sleep(Duration::from_micros(200));
         }
         let incidents = self.incidents();
-        let us = format!("{} ", std::process::id());
         for incident in &incidents {
+            let (pid, what) = incident.split_once(' ').expect("it begins with a number");
+            let pid: u32 = pid.parse().expect("it begins with a number");
             assert!(
-                incident.starts_with(&us),
+                named.contains(&pid),
                 "{}: {case}: another is blamed: {incident}",
                 self.what
             );
+            let what = what[1..].split(|c: char| c.is_ascii_digit());
+            let what = what.take(1).collect();
+            *self.faults.entry(what).or_default() += 1;
         }
         incidents
     }
@@ -149,8 +165,10 @@ impl Bench {
     /// The innocent is served.
     pub(crate) fn is_served(&mut self, order: &str) {
         self.innocent.say(order);
-        let heard = self.innocent.hear();
-        assert_eq!(heard, "ok", "{}: the innocent is not served", self.what);
+        if self.innocent.hear() != "ok" {
+            let status = self.victim.end();
+            panic!("{}: the innocent is not served: {status}", self.what);
+        }
     }
 
     /// What the victim says went wrong.
@@ -170,15 +188,25 @@ impl Bench {
         let memory = self.victim.hear();
         let memory = memory.parse();
         let memory = memory.unwrap_or_else(|_| panic!("{}: the victim is gone", self.what));
-        let of = format!("/proc/{}", self.victim.pid());
-        let descriptors = fs::read_dir(format!("{of}/fd")).expect("it is a child of ours");
-        let maps = fs::read_to_string(format!("{of}/maps")).expect("it is a child of ours");
+        let maps = format!("/proc/{}/maps", self.victim.pid());
+        let maps = fs::read_to_string(maps).expect("it is a child of ours");
         let mapped = maps.lines().filter(|line| line.contains(NAME));
         Footprint {
-            descriptors: descriptors.count(),
+            descriptors: self.descriptors(),
             mappings: mapped.count(),
             memory,
         }
+    }
+
+    /// How many descriptors the victim has, but for those of its own memory.
+    pub(crate) fn descriptors(&self) -> usize {
+        let all = format!("/proc/{}/fd", self.victim.pid());
+        let all = fs::read_dir(all).expect("it is a child of ours");
+        let is_others = |path: PathBuf| {
+            let target = fs::read_link(path);
+            target.is_ok_and(|target| !target.to_string_lossy().starts_with("/memfd:shmbus"))
+        };
+        all.flatten().filter(|fd| is_others(fd.path())).count()
     }
 
     /// The victim ends as it should. Says how many cases there were.
@@ -186,18 +214,23 @@ impl Bench {
         self.is_served("connect");
         assert!(self.innocent.end().success(), "the innocent goes well");
         assert!(self.victim.end().success(), "the victim goes well");
-        report(self.what, self.cases);
+        self.report();
     }
-}
 
-/// Says it also where the output of tests is captured.
-fn report(what: &str, cases: u64) {
-    let mut out = std::io::stderr().lock();
-    let seed = seed();
-    let _ = writeln!(
-        out,
-        "hostile {what}: {cases} cases, 0 panics, 0 hangs (SHMBUS_SEED={seed})"
-    );
+    /// Says how many cases there were, also where the output of tests is captured.
+    fn report(&self) {
+        let (what, cases, seed) = (self.what, self.cases, seed());
+        let (faults, kinds) = (self.faults.values().sum::<u64>(), self.faults.len());
+        let mut out = std::io::stderr().lock();
+        let _ = writeln!(
+            out,
+            "hostile {what}: {cases} cases, 0 panics, 0 hangs; {faults} links ended by a fault, of {kinds} kinds \
+             (SHMBUS_SEED={seed})"
+        );
+        for (fault, count) in &self.faults {
+            println!("{count:6} {fault}");
+        }
+    }
 }
 
 fn directory(name: &str) -> PathBuf {

@@ -1,11 +1,14 @@
 //! Strangers in numbers: they say nothing, never read, or talk without end.
 
+use std::time::{Duration, Instant};
+
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::bench::{Bench, Expect};
-use crate::lane::{Form, opener};
-use crate::session::port;
-use crate::stranger::Stranger;
+use crate::lane::{Form, at, opener};
+use crate::memory::{Memory, file};
+use crate::session::{announce, port};
+use crate::stranger::{HANGS, Stranger};
 use crate::wire::Control;
 
 /// As many connections as there may be, up to so many.
@@ -60,6 +63,52 @@ fn a_silent_crowd_is_given_up() {
     );
     bench.cases += crowd;
     bench.end();
+}
+
+/// More strangers than the victim has descriptors: those whom it knows are served, and when the crowd has gone all
+/// others are, too.
+#[test]
+fn a_crowd_that_takes_all_descriptors_stops_nobody_for_good() {
+    const LIMIT: u64 = 64;
+    let mut bench = Bench::start("exhausted");
+    let pid = rustix::process::Pid::from_raw(bench.victim.pid() as i32);
+    let limit = Rlimit {
+        current: Some(LIMIT),
+        maximum: Some(LIMIT),
+    };
+    rustix::process::prlimit(pid, Resource::Nofile, limit).expect("it is a child of ours");
+    for round in 0..3 {
+        let known = bench.greet();
+        let crowd: Vec<_> = (0..300).map(|_| bench.connect()).collect();
+        bench.is_served("call");
+        // No descriptor is left for what this one sends.
+        let full = || bench.descriptors() as u64 >= LIMIT;
+        wait_until(full);
+        known.give(&Control::Segment { id: 1, len: 4096 }, file(4096));
+        known.wait_for_bye();
+        bench.is_served("call");
+        bench.cases += crowd.len() as u64;
+        drop((known, crowd));
+        bench.is_served("connect");
+        let (us, victim) = (std::process::id(), bench.victim.pid());
+        let incidents = bench.settle_with(&[us, victim], format!("round {round}"));
+        let says = |pid: u32, what: &str| {
+            let of = format!("{pid} ");
+            let mut incidents = incidents.iter();
+            incidents.any(|incident| incident.starts_with(&of) && incident.contains(what))
+        };
+        assert!(says(us, "no descriptor is left"), "{incidents:?}");
+        assert!(says(victim, "cannot accept"), "{incidents:?}");
+    }
+    bench.end();
+}
+
+fn wait_until(is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + HANGS;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "it comes to that");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Strangers that come and go at once.
@@ -131,19 +180,19 @@ fn who_serves_too_many_names_is_given_up() {
 /// One that opens more lanes than a link may have.
 #[test]
 fn lanes_of_one_link_are_bounded() {
-    use crate::lane::{SEGMENT, at};
-    use crate::memory::Memory;
     let mut bench = Bench::start("lanes");
-    let (stranger, memory) = (bench.greet(), Memory::new());
-    let (id, len) = (SEGMENT, Memory::LEN as u64);
-    stranger.give(&Control::Segment { id, len }, &memory);
+    let stranger = bench.greet();
+    let doors = Memory::new(at::WORDS_LEN);
+    let (id, len) = (1, at::WORDS_LEN as u64);
+    let _announced = announce(&stranger);
+    stranger.give(&Control::Segment { id, len }, &doors);
     let port = port("plain");
     let (mut opened, mut refused) = (0, 0);
     for lane in 0..16_500u32 {
         let mut end = opener(port.form);
         end.door.iter_mut().for_each(|door| {
             // A doorbell for each 4,096.
-            door.0.offset = (at::FREE + lane as usize / 4_096 * 1_024) as u64;
+            (door.0.segment, door.0.offset) = (1, u64::from(lane / 4_096 % 4 * 1_024));
             door.1 = (lane % 4_096) as u16;
         });
         stranger.say(&port.open(lane, end));

@@ -3,10 +3,10 @@
 use std::os::fd::AsFd;
 
 use crate::bench::{Bench, Expect, random};
-use crate::lane::{Form, SEGMENT, opener, place};
+use crate::lane::{Form, SEGMENT, WORDS, at, opener, place, words};
 use crate::lies;
 use crate::memory::Memory;
-use crate::session::{PORTS, Session, nothing, port};
+use crate::session::{PORTS, Session, announce, nothing, port};
 use crate::stranger::{Stranger, Trap};
 use crate::wire::{self, Control, HEAD, Refusal, Schemas, Where};
 
@@ -25,7 +25,7 @@ fn a_stranger_speaks_as_honest_nodes_do() {
     stranger.say(&HELLO);
     let mut kinds = Vec::new();
     loop {
-        let bytes = stranger.hear_bytes().expect("it asks for a port");
+        let (bytes, _) = stranger.hear_all().expect("it asks for a port");
         let control = wire::decode(&bytes);
         assert_eq!(wire::encode(&control), bytes, "{control:?}");
         match control {
@@ -164,18 +164,30 @@ fn what_is_no_hello_ends_the_link() {
 /// An honest handshake, message for message.
 fn honest(of: &str) -> Vec<Vec<u8>> {
     let port = port(of);
-    let (id, len) = (SEGMENT, Memory::LEN as u64);
+    let segment = |(id, len)| Control::Segment {
+        id,
+        len: len as u64,
+    };
     let open = port.open(1, opener(port.form));
-    [HELLO, Control::Segment { id, len }, open]
-        .iter()
-        .map(wire::encode)
-        .collect()
+    [
+        HELLO,
+        segment((SEGMENT, at::LEN)),
+        segment((WORDS, at::WORDS_LEN)),
+        open,
+    ]
+    .iter()
+    .map(wire::encode)
+    .collect()
 }
 
 /// Says one message of a handshake, with what belongs to it.
-fn say(stranger: &Stranger, step: usize, bytes: &[u8], memory: &Memory) -> bool {
-    let fds = [memory.as_fd()];
-    stranger.send(bytes, &fds[..usize::from(step == 1)])
+fn say(stranger: &Stranger, step: usize, bytes: &[u8]) -> bool {
+    let memory = match step {
+        1 => Memory::new(at::LEN),
+        2 => Memory::new(at::WORDS_LEN),
+        _ => return stranger.send(bytes, &[]),
+    };
+    stranger.send(bytes, &[memory.as_fd()])
 }
 
 #[test]
@@ -185,9 +197,9 @@ fn a_handshake_that_is_cut_leaves_nothing() {
         let messages = honest(port.name);
         // After each message.
         for said in 0..=messages.len() {
-            let (stranger, memory) = (bench.connect(), Memory::new());
+            let stranger = bench.connect();
             for (step, bytes) in messages[..said].iter().enumerate() {
-                say(&stranger, step, bytes, &memory);
+                say(&stranger, step, bytes);
             }
             drop(stranger);
             bench.check(Expect::Nothing, format!("{} cut after {said}", port.name));
@@ -197,11 +209,11 @@ fn a_handshake_that_is_cut_leaves_nothing() {
     let messages = honest("flow");
     for (step, whole) in messages.iter().enumerate() {
         for cut in 1..whole.len() {
-            let (stranger, memory) = (bench.connect(), Memory::new());
+            let stranger = bench.connect();
             for (step, bytes) in messages[..step].iter().enumerate() {
-                say(&stranger, step, bytes, &memory);
+                say(&stranger, step, bytes);
             }
-            say(&stranger, step, &whole[..cut], &memory);
+            say(&stranger, step, &whole[..cut]);
             stranger.wait_for_bye();
             drop(stranger);
             let fault = if cut < 8 { "too short" } else { "garbled" };
@@ -314,7 +326,7 @@ fn what_differs_is_named_or_told_to_be_garbled() {
             &mut schemas,
             Schemas {
                 request: vec![7; 100],
-                answers: vec![vec![]; 20_000],
+                answers: vec![vec![]; 10_000],
             },
         );
         stranger.say(&Control::Differs { name, schemas });
@@ -339,9 +351,9 @@ fn a_port_is_asked_for_with_places_that_are_none() {
     let wrong: [(&str, Wrong); 17] = [
         ("never announced", |end| end.bell.0.segment = 8),
         ("of another size", |end| end.bell.0.len = 4),
-        ("which has 131072", |end| end.bell.0.offset = 131_072),
-        ("which has 131072", |end| end.bell.0.offset = u64::MAX - 63),
-        ("which has 131072", |end| end.bell.0.offset += 4),
+        ("which has 4096", |end| end.bell.0.offset = 4_096),
+        ("which has 4096", |end| end.bell.0.offset = u64::MAX - 63),
+        ("which has 4096", |end| end.bell.0.offset += 4),
         ("a lane of another size", |end| sends(end).len = 4096),
         ("which has 131072", |end| sends(end).offset = 131_072 - 64),
         ("which has 131072", |end| {
@@ -352,8 +364,8 @@ fn a_port_is_asked_for_with_places_that_are_none() {
         ("a receiving end of another size", |end| {
             end.receives = Some(place(0, 256))
         }),
-        ("which has 131072", |end| {
-            end.receives = Some(place(131_008, 192))
+        ("which has 4096", |end| {
+            end.receives = Some(words(4_032, 192))
         }),
         ("a lane with one end", |end| end.receives = None),
         ("a lane with one end", |end| end.sends = None),
@@ -370,9 +382,8 @@ fn a_port_is_asked_for_with_places_that_are_none() {
     let mut bench = Bench::start("places");
     for of in ["flow", "later"] {
         for (fault, wrong) in wrong {
-            let (stranger, memory) = (bench.greet(), Memory::new());
-            let (id, len) = (SEGMENT, Memory::LEN as u64);
-            stranger.give(&Control::Segment { id, len }, &memory);
+            let stranger = bench.greet();
+            let _announced = announce(&stranger);
             let mut end = opener(Form::Call);
             wrong(&mut end);
             stranger.say(&port(of).open(0, end));
@@ -391,9 +402,8 @@ fn a_port_is_asked_for_with_places_that_are_none() {
     }
     for (port, board) in [("state", None), ("news", Some(place(0, 192)))] {
         let port = self::port(port);
-        let (stranger, memory) = (bench.greet(), Memory::new());
-        let (id, len) = (SEGMENT, Memory::LEN as u64);
-        stranger.give(&Control::Segment { id, len }, &memory);
+        let stranger = bench.greet();
+        let _announced = announce(&stranger);
         let mut end = opener(port.form);
         end.sends.iter_mut().for_each(|sends| sends.board = board);
         stranger.say(&port.open(0, end));

@@ -1,5 +1,7 @@
 //! A lane as a stranger keeps it: where its words and cells lie, and how records follow each other.
 
+use std::sync::atomic::Ordering;
+
 use crate::memory::Memory;
 use crate::wire::{Control, End, SendingEnd, Types, Where};
 
@@ -12,28 +14,34 @@ pub(crate) enum Form {
     Latest,
 }
 
-/// Where all lies in the one segment that a stranger has.
+/// Where all lies in the two segments that a stranger has.
 pub(crate) mod at {
     /// The block of a sender, and of a topic; behind them the cells.
     pub(crate) const SENDER: usize = 0;
     pub(crate) const CANCELLED: usize = 8;
     pub(crate) const TOPIC: usize = 64;
-    /// The block of a receiver, and its hold.
-    pub(crate) const RECEIVER: usize = 36_864;
-    pub(crate) const HANDED_BACK: usize = RECEIVER + 64;
-    pub(crate) const HOLD: usize = RECEIVER + 192;
-    pub(crate) const BELL: usize = 37_120;
-    pub(crate) const DOOR: usize = 37_376;
-    pub(crate) const READY: usize = DOOR + 64;
-    pub(crate) const BOARD: usize = 38_400;
+    pub(crate) const BOARD: usize = 33_024;
     pub(crate) const ROWS: usize = BOARD + 64;
-    pub(crate) const ENTRIES: usize = 40_960;
+    pub(crate) const ENTRIES: usize = 34_816;
     /// For messages.
     pub(crate) const FREE: usize = 49_152;
+    /// So many bytes in all.
+    pub(crate) const LEN: usize = 131_072;
+
+    /// In the other segment: the block of a receiver, and its hold; the bell, and the doorbell.
+    pub(crate) const RECEIVER: usize = 0;
+    pub(crate) const HANDED_BACK: usize = RECEIVER + 64;
+    pub(crate) const HOLD: usize = RECEIVER + 192;
+    pub(crate) const BELL: usize = 256;
+    pub(crate) const DOOR: usize = 320;
+    pub(crate) const READY: usize = DOOR + 64;
+    pub(crate) const WORDS_LEN: usize = 4_096;
 }
 
-/// The number of the one segment.
-pub(crate) const SEGMENT: u64 = 7;
+/// The number of the segment with cells and messages.
+pub(crate) const SEGMENT: u64 = 0x5a;
+/// The number of the one with words, to which no message refers.
+pub(crate) const WORDS: u64 = 0x5eed_0123_4567;
 
 pub(crate) const CELL: usize = 64;
 
@@ -65,6 +73,14 @@ pub(crate) fn place(offset: usize, len: usize) -> Where {
     }
 }
 
+/// A place among the words.
+pub(crate) fn words(offset: usize, len: usize) -> Where {
+    Where {
+        segment: WORDS,
+        ..place(offset, len)
+    }
+}
+
 /// What the side that opens a lane contributes.
 pub(crate) fn opener(form: Form) -> End {
     End {
@@ -73,10 +89,10 @@ pub(crate) fn opener(form: Form) -> End {
             timed: false,
             board: (form == Form::Latest).then(|| place(at::BOARD, 192)),
         }),
-        receives: (form == Form::Call).then(|| place(at::RECEIVER, form.receiving_len())),
-        bell: (place(at::BELL, 64), 1),
+        receives: (form == Form::Call).then(|| words(at::RECEIVER, form.receiving_len())),
+        bell: (words(at::BELL, 64), 1),
         tasks: false,
-        door: Some((place(at::DOOR, 576), 5, false)),
+        door: Some((words(at::DOOR, 576), 5, false)),
     }
 }
 
@@ -88,8 +104,8 @@ pub(crate) fn answerer(form: Form) -> End {
             timed: false,
             board: None,
         }),
-        receives: Some(place(at::RECEIVER, form.receiving_len())),
-        bell: (place(at::BELL, 64), 1),
+        receives: Some(words(at::RECEIVER, form.receiving_len())),
+        bell: (words(at::BELL, 64), 1),
         tasks: false,
         door: None,
     }
@@ -134,6 +150,8 @@ pub(crate) struct Cells<'a> {
     /// The cell of the next record, and its number.
     pub(crate) at: usize,
     sequence: u64,
+    /// Cells that the victim may look at, where nothing is to change that it has looked at.
+    used: Option<Vec<bool>>,
 }
 
 impl<'a> Cells<'a> {
@@ -145,6 +163,17 @@ impl<'a> Cells<'a> {
             count,
             at: 0,
             sequence: 0,
+            used: None,
+        }
+    }
+
+    /// As [`new`](Self::new); nothing that was written is written again.
+    pub(crate) fn once(memory: &'a Memory, form: Form) -> Cells<'a> {
+        let (_, count) = form.cells();
+        let used = Some(vec![false; count]);
+        Cells {
+            used,
+            ..Cells::new(memory, form)
         }
     }
 
@@ -156,16 +185,33 @@ impl<'a> Cells<'a> {
         self.start + cell % self.count * CELL
     }
 
+    /// Whether so many cells may be written, from here on.
+    fn take(&mut self, cells: usize) -> bool {
+        let (at, count) = (self.at, self.count);
+        let Some(used) = &mut self.used else {
+            return true;
+        };
+        let end = (at + cells).min(count);
+        let is_free = !used[at..end].contains(&true);
+        if is_free {
+            used[at..end].fill(true);
+        }
+        is_free
+    }
+
     /// Publishes a record of these bytes, behind its header and what leads them.
     pub(crate) fn publish(&mut self, (kind, tag): (u64, u64), lead: &[u8], bytes: &[u8]) {
         let cells = (8 + lead.len() + bytes.len()).div_ceil(CELL);
         if self.at + cells >= self.count {
             self.jump(0);
         }
+        if !self.take(cells) {
+            return;
+        }
         let here = self.offset(self.at);
         self.memory.put(here + 8, lead);
         self.memory.put(here + 8 + lead.len(), bytes);
-        self.header((kind, tag), bytes.len() as u64, self.at + cells);
+        self.write((kind, tag), bytes.len() as u64, self.at + cells);
     }
 
     /// Publishes a record that leads elsewhere.
@@ -180,11 +226,22 @@ impl<'a> Cells<'a> {
         self.publish((kind, tag), &[], &bytes);
     }
 
-    /// Publishes whatever stands in the cell, with this header.
+    /// Publishes whatever stands in the cells, with this header.
     pub(crate) fn header(&mut self, (kind, tag): (u64, u64), len: u64, next: usize) {
-        let reserved = self.offset(next);
-        if next != self.at {
-            self.memory.set(reserved, 0);
+        // With whatever may stand before the message.
+        let most = 48 + (len & 0xffff) as usize;
+        if self.take(most.div_ceil(CELL)) {
+            self.write((kind, tag), len, next);
+        }
+    }
+
+    fn write(&mut self, (kind, tag): (u64, u64), len: u64, next: usize) {
+        let is_used = self
+            .used
+            .as_ref()
+            .is_some_and(|used| used[next % self.count]);
+        if next != self.at && !is_used {
+            self.memory.set(self.offset(next), 0);
         }
         let stamp = self.sequence.wrapping_add(1) & 0xfff;
         let word = stamp
@@ -199,8 +256,7 @@ impl<'a> Cells<'a> {
 }
 
 /// Flips the lane's bit in the doorbell, and counts the ring.
-pub(crate) fn ring(memory: &Memory) {
-    use std::sync::atomic::Ordering;
-    memory.word(at::READY).fetch_xor(1 << 5, Ordering::Release);
-    memory.word(at::DOOR).fetch_add(1, Ordering::Release);
+pub(crate) fn ring(words: &Memory) {
+    words.word(at::READY).fetch_xor(1 << 5, Ordering::Release);
+    words.word(at::DOOR).fetch_add(1, Ordering::Release);
 }

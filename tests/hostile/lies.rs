@@ -6,14 +6,13 @@ use std::sync::atomic::Ordering;
 use fastrand::Rng;
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::lane::{Cells, Form, SEGMENT, answerer, at, kind, opener, place};
-use crate::memory::Memory;
-use crate::session::Session;
+use crate::lane::{Cells, Form, SEGMENT, answerer, at, kind, opener, place, words};
+use crate::session::{Port, Session};
 use crate::wire::{self, Control, End, Refusal, Schemas, Types, Where};
 
 /// A word that somebody may trip over.
 pub(crate) fn word(rng: &mut Rng) -> u64 {
-    let len = Memory::LEN as u64;
+    let len = at::LEN as u64;
     match rng.u8(..12) {
         0 => 0,
         1 => u64::MAX,
@@ -35,7 +34,7 @@ fn bytes(rng: &mut Rng, len: usize) -> Vec<u8> {
 }
 
 /// Bytes of which some are not what they were.
-fn spoil(rng: &mut Rng, bytes: &mut [u8]) {
+pub(crate) fn spoil(rng: &mut Rng, bytes: &mut [u8]) {
     if bytes.is_empty() {
         return;
     }
@@ -50,16 +49,6 @@ fn spoil(rng: &mut Rng, bytes: &mut [u8]) {
             false => bytes[at] ^ 1 << rng.u8(..8),
         };
     }
-}
-
-/// A place that is mostly none.
-fn reference(rng: &mut Rng, len: usize) -> [u64; 3] {
-    let mut words = [SEGMENT, at::FREE as u64, len as u64];
-    if rng.u8(..3) > 0 {
-        let which = rng.usize(..3);
-        words[which] = word(rng);
-    }
-    words
 }
 
 fn spoil_place(rng: &mut Rng, at: &mut Where) {
@@ -97,7 +86,7 @@ fn end(rng: &mut Rng, form: Form, is_opener: bool) -> End {
             6 => end.tasks = true,
             7 => match rng.u8(..4) {
                 0 => end.sends = None,
-                1 => end.receives = rng.bool().then(|| place(at::RECEIVER, 192)),
+                1 => end.receives = rng.bool().then(|| words(at::RECEIVER, 192)),
                 2 => end.door = None,
                 _ => end.sends.iter_mut().for_each(|s| s.timed = true),
             },
@@ -250,24 +239,60 @@ fn descriptor(rng: &mut Rng) -> OwnedFd {
     }
 }
 
-/// One who lies on a lane.
-pub(crate) struct Liar<'a> {
-    pub(crate) session: &'a Session,
-    pub(crate) cells: Cells<'a>,
-    pub(crate) rng: Rng,
+/// What an honest message is, and what may be done with it.
+#[derive(Clone, Copy)]
+pub(crate) struct Says {
     /// An honest message of some number.
-    pub(crate) message: fn(u64) -> Vec<u8>,
+    message: fn(u64) -> Vec<u8>,
+    /// Whether it is of numbers alone, and so may change at any time.
+    is_plain: bool,
+}
+
+impl Says {
+    pub(crate) fn text(message: fn(u64) -> Vec<u8>) -> Says {
+        Says {
+            message,
+            is_plain: false,
+        }
+    }
+
+    pub(crate) fn of(port: &Port) -> Says {
+        Says {
+            message: port.message,
+            is_plain: port.name == "plain",
+        }
+    }
+}
+
+/// One who lies on a lane.
+///
+/// What a message is made of does not change once the victim may have looked at it, but for messages of numbers alone:
+/// that is what is promised (`arenas::numbers_that_change_while_they_are_read_are_numbers`). So no cell is written
+/// twice, no two messages are written to one place, and no reference leads to where anything is still to be written.
+/// All other words change at any time.
+pub(crate) struct Liar<'a> {
+    session: &'a Session,
+    cells: Cells<'a>,
+    pub(crate) rng: Rng,
+    says: Says,
     number: u64,
+    /// Behind all that was written for messages.
+    free: usize,
 }
 
 impl<'a> Liar<'a> {
-    pub(crate) fn new(session: &'a Session, message: fn(u64) -> Vec<u8>, seed: u64) -> Liar<'a> {
+    pub(crate) fn new(session: &'a Session, says: Says, seed: u64) -> Liar<'a> {
+        let (memory, form) = (&session.memory, session.form);
         Liar {
             session,
-            cells: session.cells(),
+            cells: match says.is_plain {
+                true => Cells::new(memory, form),
+                false => Cells::once(memory, form),
+            },
             rng: Rng::with_seed(seed),
-            message,
+            says,
             number: 0,
+            free: at::FREE,
         }
     }
 
@@ -295,10 +320,11 @@ impl<'a> Liar<'a> {
     }
 
     fn content(&mut self) -> Vec<u8> {
-        // Of newest values, the number of an entry goes over the lane.
+        let number = self.rng.u64(..64);
         let mut bytes = match self.session.form {
+            // Of newest values, the number of an entry goes over the lane.
             Form::Latest => self.rng.u64(..70).to_le_bytes().to_vec(),
-            _ => (self.message)(self.rng.u64(..64)),
+            _ => (self.says.message)(number),
         };
         if self.rng.u8(..4) == 0 {
             spoil(&mut self.rng, &mut bytes);
@@ -306,9 +332,39 @@ impl<'a> Liar<'a> {
         bytes
     }
 
+    /// Writes bytes where nothing was written before; `None` where there is no room left.
+    fn put(&mut self, bytes: &[u8]) -> Option<usize> {
+        let place = self.free.next_multiple_of(64);
+        if place + bytes.len() > at::LEN {
+            return None;
+        }
+        self.session.memory.put(place, bytes);
+        self.free = place + bytes.len();
+        Some(place)
+    }
+
+    /// A place that is mostly none; where it is one, nothing is written there any more.
+    fn reference(&mut self, place: usize, len: usize) -> [u64; 3] {
+        let mut words = [SEGMENT, place as u64, len as u64];
+        if self.rng.u8(..3) > 0 {
+            let which = self.rng.usize(..3);
+            words[which] = word(&mut self.rng);
+        }
+        let [segment, offset, len] = words;
+        let end = offset.checked_add(len).filter(|&end| end <= at::LEN as u64);
+        if let (SEGMENT, Some(end), false) = (segment, end, self.says.is_plain) {
+            if offset < at::FREE as u64 {
+                words[1] = at::FREE as u64 + offset % 2;
+            }
+            let end = end.max(words[1] + len).min(at::LEN as u64);
+            self.free = self.free.max(end as usize);
+        }
+        words
+    }
+
     /// Does one thing.
     pub(crate) fn step(&mut self) {
-        let memory = &self.session.memory;
+        let (memory, words) = (&self.session.memory, &self.session.words);
         let rng = &mut self.rng;
         match rng.u8(..22) {
             // Honest, or nearly.
@@ -339,7 +395,7 @@ impl<'a> Liar<'a> {
             }
             10 => {
                 let cells = CELLS[rng.usize(..CELLS.len())];
-                let words = reference(rng, 64 * cells);
+                let words = self.reference(at::FREE, 64 * cells);
                 self.cells.refer((kind::EXTEND, 0), words, &[]);
             }
             11 => {
@@ -354,25 +410,21 @@ impl<'a> Liar<'a> {
             }
             12 => memory.set(at::SENDER, word(rng)),
             13 => memory.set(at::CANCELLED + 8 * rng.usize(..7), word(rng)),
-            14 => memory.set(at::RECEIVER, word(rng)),
-            15 => memory.set(at::HANDED_BACK + 8 * rng.usize(..16), word(rng)),
+            14 => words.set(at::RECEIVER, word(rng)),
+            15 => words.set(at::HANDED_BACK + 8 * rng.usize(..16), word(rng)),
             16 => {
-                memory.set(at::BELL, word(rng));
-                memory.set(at::HOLD, word(rng));
+                words.set(at::BELL, word(rng));
+                words.set(at::HOLD, word(rng));
             }
             17 => {
-                let door = memory.word(at::READY + 8 * rng.usize(..64));
+                let door = words.word(at::READY + 8 * rng.usize(..64));
                 door.fetch_xor(word(rng), Ordering::Release);
-                memory
-                    .word(at::DOOR)
-                    .fetch_add(word(rng), Ordering::Release);
+                let rings = words.word(at::DOOR);
+                rings.fetch_add(word(rng), Ordering::Release);
             }
-            18 => self.publish_value(),
-            19 => match self.session.form {
-                Form::Topic | Form::Latest => memory.set(at::TOPIC, word(rng)),
-                _ => self.chaos(),
-            },
-            20 => self.chaos(),
+            18 | 19 if self.session.form == Form::Latest => self.publish_value(),
+            18 if self.session.form == Form::Topic => memory.set(at::TOPIC, word(rng)),
+            18..=20 => self.chaos(),
             _ => {
                 let (bytes, fds) = message(rng, self.session.form);
                 let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
@@ -386,8 +438,10 @@ impl<'a> Liar<'a> {
 
     fn refer(&mut self) {
         let (tag, content) = (self.tag(), self.content());
-        self.session.memory.put(at::FREE, &content);
-        let words = reference(&mut self.rng, content.len());
+        let Some(place) = self.put(&content) else {
+            return;
+        };
+        let words = self.reference(place, content.len());
         let is_request = self.session.form == Form::Call && self.session.opened;
         match is_request && self.rng.bool() {
             true => {
@@ -403,28 +457,40 @@ impl<'a> Liar<'a> {
 
     /// Changes what a board says, a little or beyond all measure.
     fn publish_value(&mut self) {
-        let memory = &self.session.memory;
-        let rng = &mut self.rng;
-        let content = (self.message)(rng.u64(..64));
-        let value = at::FREE + 4096 * rng.usize(..4);
-        let location = |at: usize| (SEGMENT + 1) << 26 | (at / 64) as u64;
-        self.number += 1;
-        for (offset, word) in [(0, self.number), (8, content.len() as u64), (16, 0)] {
-            memory.set(value + offset, word);
+        let number = self.rng.u64(..64);
+        let mut content = (self.says.message)(number);
+        if self.rng.u8(..4) == 0 {
+            spoil(&mut self.rng, &mut content);
         }
-        memory.put(value + 24, &content);
-        memory.set(at::ROWS, location(at::ENTRIES));
+        self.number += 1;
+        let mut header = [self.number, content.len() as u64, 0];
+        let lie = self.rng.u8(..10);
+        if lie < 2 {
+            header[self.rng.usize(..3)] = word(&mut self.rng);
+        }
+        let header = header.iter().flat_map(|word| word.to_le_bytes());
+        let value: Vec<u8> = header.chain(content).collect();
+        let Some(place) = self.put(&value) else {
+            return;
+        };
+        if lie < 2 {
+            // It may be said to be longer than it is: nothing is written behind it.
+            self.free = at::LEN;
+        }
+        let memory = &self.session.memory;
+        let location = |at: usize| (SEGMENT + 1) << 26 | (at / 64) as u64;
+        let rng = &mut self.rng;
         let entry = at::ENTRIES + 16 * rng.usize(..4);
-        memory.set(entry, location(value));
+        memory.set(at::ROWS, location(at::ENTRIES));
+        memory.set(entry, location(place));
         memory.set(entry + 8, self.number);
         memory.set(at::BOARD, 4);
-        match rng.u8(..8) {
-            0 => memory.set(at::BOARD, word(rng)),
-            1 => memory.set(at::BOARD + 8, word(rng)),
-            2 => memory.set(at::ROWS + 8 * rng.usize(..10), word(rng)),
-            3 => memory.set(entry, word(rng)),
-            4 => memory.set(entry + 8, word(rng)),
-            5 => memory.set(value + 8 * rng.usize(..3), word(rng)),
+        match lie {
+            2 => memory.set(at::BOARD, word(rng)),
+            3 => memory.set(at::BOARD + 8, word(rng)),
+            4 => memory.set(at::ROWS + 8 * rng.usize(..10), word(rng)),
+            5 => memory.set(entry, word(rng)),
+            6 => memory.set(entry + 8, word(rng)),
             _ => {}
         }
     }
@@ -432,8 +498,11 @@ impl<'a> Liar<'a> {
     /// Writes over some words, wherever they are.
     fn chaos(&mut self) {
         for _ in 0..self.rng.usize(1..200) {
-            let at = self.rng.usize(..Memory::LEN / 8) * 8;
-            self.session.memory.set(at, word(&mut self.rng));
+            let (memory, len) = match self.says.is_plain && self.rng.bool() {
+                true => (&self.session.memory, at::LEN),
+                false => (&self.session.words, at::WORDS_LEN),
+            };
+            memory.set(self.rng.usize(..len / 8) * 8, word(&mut self.rng));
         }
     }
 }

@@ -38,6 +38,25 @@ pub(crate) fn seal(fd: &OwnedFd, seals: SealFlags) {
     rustix::fs::fcntl_add_seals(fd, seals).expect("it is not sealed yet");
 }
 
+/// Memory of the victim's, as any peer of it sees it.
+pub(crate) struct Theirs(MmapRaw);
+
+impl Theirs {
+    pub(crate) fn map(fd: &OwnedFd) -> Theirs {
+        let map = MmapOptions::new().map_raw_read_only(fd);
+        Theirs(map.expect("it can be mapped"))
+    }
+
+    /// The word at this place.
+    pub(crate) fn word(&self, at: usize) -> u64 {
+        assert!(at % 8 == 0 && at + 8 <= self.0.len(), "{at} is a place");
+        // SAFETY: the place was just checked to lie in the mapping.
+        let word = unsafe { self.0.as_ptr().add(at) }.cast::<AtomicU64>();
+        // SAFETY: it is aligned, and is only ever looked at as atomics here.
+        unsafe { &*word }.load(Ordering::Acquire)
+    }
+}
+
 /// A segment that is honest in all but its content.
 pub(crate) struct Memory {
     fd: OwnedFd,
@@ -52,11 +71,9 @@ impl AsFd for Memory {
 
 impl Memory {
     /// So many bytes.
-    pub(crate) const LEN: usize = 128 << 10;
-
-    pub(crate) fn new() -> Memory {
-        let fd = file(Memory::LEN as u64);
-        let map = MmapOptions::new().len(Memory::LEN).map_raw(&fd);
+    pub(crate) fn new(len: usize) -> Memory {
+        let fd = file(len as u64);
+        let map = MmapOptions::new().len(len).map_raw(&fd);
         let map = map.expect("it can be mapped");
         seal(&fd, SEALS);
         Memory { fd, map }
@@ -64,7 +81,7 @@ impl Memory {
 
     /// The word at this place.
     pub(crate) fn word(&self, at: usize) -> &AtomicU64 {
-        assert!(at % 8 == 0 && at + 8 <= Memory::LEN, "{at} is a place");
+        assert!(at % 8 == 0 && at + 8 <= self.map.len(), "{at} is a place");
         // SAFETY: the place was just checked to lie in the mapping.
         let word = unsafe { self.map.as_mut_ptr().add(at) }.cast::<AtomicU64>();
         // SAFETY: it is aligned, and is only ever looked at as atomics, here and in the other process.
@@ -72,7 +89,7 @@ impl Memory {
     }
 
     fn byte(&self, at: usize) -> &AtomicU8 {
-        assert!(at < Memory::LEN, "{at} is a place");
+        assert!(at < self.map.len(), "{at} is a place");
         // SAFETY: the place was just checked to lie in the mapping.
         let byte = unsafe { self.map.as_mut_ptr().add(at) }.cast::<AtomicU8>();
         // SAFETY: as in `word`.
@@ -81,7 +98,7 @@ impl Memory {
 
     /// Writes bytes, as far as there is room.
     pub(crate) fn put(&self, at: usize, bytes: &[u8]) {
-        let room = Memory::LEN.saturating_sub(at);
+        let room = self.map.len().saturating_sub(at);
         for (offset, byte) in bytes.iter().take(room).enumerate() {
             // Relaxed: a header that is stored with Release comes after.
             self.byte(at + offset).store(*byte, Ordering::Relaxed);

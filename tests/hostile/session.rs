@@ -1,14 +1,16 @@
 //! A link on which a lane is open, and a stranger at one end of it who was honest so far.
 
+use std::collections::HashMap;
+
 use shmbus::{Nothing, ShmMessage, ShmRequest};
 
 use crate::bench::Bench;
-use crate::lane::{Cells, Form, SEGMENT, answerer, open, opener, ring};
-use crate::memory::Memory;
+use crate::lane::{Cells, Form, SEGMENT, WORDS, answerer, at, open, opener, ring};
+use crate::memory::{Memory, Theirs};
 use crate::messages::{Flow, Later, News, Plain, Refer, State, archive, fingerprint};
 use crate::stranger::{Stranger, Trap};
 use crate::support::Ask;
-use crate::wire::{Control, End, Types};
+use crate::wire::{self, Control, End, Types, Where};
 
 /// A port of the victim's that a stranger opens a lane to.
 pub(crate) struct Port {
@@ -47,9 +49,9 @@ fn text(number: u64) -> String {
     "x".repeat([0, 20, 300, 2_000][number as usize % 4])
 }
 
-/// The words of a handle on a pin that never was, and its message's number.
+/// A message with a handle on what is no document, in a segment that is none.
 fn refer(number: u64) -> Vec<u8> {
-    let words = [number, SEGMENT, crate::lane::at::FREE as u64, 24, number];
+    let words = [number, !SEGMENT, at::FREE as u64, 24, number];
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
@@ -152,27 +154,49 @@ pub(crate) fn nothing() -> u128 {
 /// See the module.
 pub(crate) struct Session {
     pub(crate) stranger: Stranger,
+    /// With cells and messages; and with the words of the receiving end, the bell and the doorbell.
     pub(crate) memory: Memory,
+    pub(crate) words: Memory,
     pub(crate) form: Form,
     pub(crate) lane: u32,
     /// Whether the stranger has opened the lane.
     pub(crate) opened: bool,
     /// The bell of the port at the other end.
     pub(crate) bell: u32,
+    /// What the victim has announced, and the words in which it hands back.
+    theirs: HashMap<u64, Theirs>,
+    receiver: Option<Where>,
+}
+
+/// Makes the two segments of a stranger, and announces them.
+pub(crate) fn announce(stranger: &Stranger) -> (Memory, Memory) {
+    let (memory, words) = (Memory::new(at::LEN), Memory::new(at::WORDS_LEN));
+    for (id, len, memory) in [(SEGMENT, at::LEN, &memory), (WORDS, at::WORDS_LEN, &words)] {
+        let len = len as u64;
+        stranger.give(&Control::Segment { id, len }, memory);
+    }
+    (memory, words)
+}
+
+/// Hears what is next, and maps what is announced.
+fn hear(stranger: &Stranger, theirs: &mut HashMap<u64, Theirs>) -> Control {
+    let (bytes, fds) = stranger.hear_all().expect("the victim goes on");
+    let control = wire::decode(&bytes);
+    if let (Control::Segment { id, .. }, [fd]) = (&control, &fds[..]) {
+        theirs.insert(*id, Theirs::map(fd));
+    }
+    control
 }
 
 impl Session {
     /// Opens a lane to a port of the victim's.
     pub(crate) fn open(bench: &Bench, port: &Port) -> Session {
-        Session::open_over(bench.greet(), Memory::new(), port)
-    }
-
-    pub(crate) fn open_over(stranger: Stranger, memory: Memory, port: &Port) -> Session {
-        let (id, len) = (SEGMENT, Memory::LEN as u64);
-        stranger.give(&Control::Segment { id, len }, &memory);
+        let stranger = bench.greet();
+        let (memory, words) = announce(&stranger);
         stranger.say(&port.open(1, opener(port.form)));
+        let mut theirs = HashMap::new();
         let end = loop {
-            match stranger.hear().expect("the lane is opened") {
+            match hear(&stranger, &mut theirs) {
                 Control::Opened { end, .. } => break end,
                 Control::Refused { why, .. } => panic!("{}: {why:?}", port.name),
                 _ => {}
@@ -185,10 +209,13 @@ impl Session {
         Session {
             stranger,
             memory,
+            words,
             form: port.form,
             lane: 1,
             opened: true,
             bell: end.bell.1,
+            receiver: end.receives,
+            theirs,
         }
     }
 
@@ -199,24 +226,25 @@ impl Session {
 
     /// Answers what the victim says first of all, with this end.
     pub(crate) fn answer(stranger: Stranger, form: Form, end: End) -> Session {
-        let memory = Memory::new();
         stranger.greet();
-        let (id, len) = (SEGMENT, Memory::LEN as u64);
-        stranger.give(&Control::Segment { id, len }, &memory);
-        let (lane, bell) = loop {
-            let heard = stranger.hear().expect("the victim asks for a lane");
-            if let Control::Open { lane, end, .. } = heard {
-                break (lane, end.bell.1);
+        let (memory, words) = announce(&stranger);
+        let mut theirs = HashMap::new();
+        let (lane, asked) = loop {
+            if let Control::Open { lane, end, .. } = hear(&stranger, &mut theirs) {
+                break (lane, end);
             }
         };
         stranger.say(&Control::Opened { lane, end });
         Session {
             stranger,
             memory,
+            words,
             form,
             lane,
             opened: false,
-            bell,
+            bell: asked.bell.1,
+            receiver: asked.receives,
+            theirs,
         }
     }
 
@@ -224,9 +252,15 @@ impl Session {
         Cells::new(&self.memory, self.form)
     }
 
+    /// The bits in which the victim hands back what came in the first cells.
+    pub(crate) fn returned(&self) -> u64 {
+        let at = self.receiver.expect("the victim receives");
+        self.theirs[&at.segment].word(at.offset as usize + 64)
+    }
+
     /// Has the victim look.
     pub(crate) fn ring(&self) {
-        ring(&self.memory);
+        ring(&self.words);
         self.stranger.say(&Control::Ring { bell: self.bell });
     }
 }

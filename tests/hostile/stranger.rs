@@ -88,8 +88,8 @@ impl Stranger {
         self.send(&wire::encode(control), &[fd.as_fd()])
     }
 
-    /// The bytes of the next message, and its descriptors are closed; `None` at the end.
-    pub(crate) fn hear_bytes(&self) -> Option<Vec<u8>> {
+    /// The bytes of the next message, and its descriptors; `None` at the end.
+    pub(crate) fn hear_all(&self) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
         let mut buffer = vec![0; 128 * 1024];
         let mut space = [MaybeUninit::uninit(); 256];
         let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -100,18 +100,31 @@ impl Stranger {
             Err(rustix::io::Errno::CONNRESET) => 0,
             Err(error) => panic!("the victim says nothing: {error}"),
         };
+        let mut came = Vec::new();
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(fds) = message {
-                fds.for_each(drop);
+                came.extend(fds);
             }
         }
         buffer.truncate(n);
-        (n > 0).then_some(buffer)
+        (n > 0).then_some((buffer, came))
+    }
+
+    /// Whether this end was given up; what else was said is passed over.
+    pub(crate) fn is_over(&self) -> bool {
+        let mut buffer = vec![0; 128 * 1024];
+        loop {
+            match rustix::net::recv(&self.0, &mut buffer[..], RecvFlags::DONTWAIT) {
+                Err(rustix::io::Errno::AGAIN) => return false,
+                Ok((n, _)) if n > 0 && wire::decode(&buffer[..n]) != Control::Bye => {}
+                _ => return true,
+            }
+        }
     }
 
     /// The next message; `None` at the end.
     pub(crate) fn hear(&self) -> Option<Control> {
-        self.hear_bytes().map(|bytes| wire::decode(&bytes))
+        self.hear_all().map(|(bytes, _)| wire::decode(&bytes))
     }
 
     /// Says hello, and waits for the other's.

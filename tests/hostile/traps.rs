@@ -1,9 +1,8 @@
 //! A stranger that others come to: it serves, receives, subscribes and reads.
 
 use crate::bench::{Bench, Expect, random};
-use crate::lane::{Cells, Form, SEGMENT, answerer, at, kind, place};
-use crate::lies::Liar;
-use crate::memory::Memory;
+use crate::lane::{Cells, Form, SEGMENT, answerer, at, kind, words};
+use crate::lies::{Liar, Says};
 use crate::messages::{Sum, archive};
 use crate::session::Session;
 use crate::stranger::Trap;
@@ -82,7 +81,7 @@ fn a_server_that_answers_what_cannot_be_true_is_dropped() {
             cells.refer((kind::BLOCK, 0), [3, 0, 64], &[]);
         }),
         ("which has 131072", |_, cells| {
-            cells.refer((kind::BLOCK, 0), [SEGMENT, Memory::LEN as u64, 8], &[]);
+            cells.refer((kind::BLOCK, 0), [SEGMENT, at::LEN as u64, 8], &[]);
         }),
         ("an answer to no call", |_, cells| {
             cells.publish((kind::INLINE, 447), &[], &sum(0));
@@ -95,11 +94,11 @@ fn a_server_that_answers_what_cannot_be_true_is_dropped() {
         }),
         ("handed back a record", |session, _| {
             for word in 0..16 {
-                session.memory.set(at::HANDED_BACK + 8 * word, u64::MAX);
+                session.words.set(at::HANDED_BACK + 8 * word, u64::MAX);
             }
         }),
         ("handed back a record", |session, _| {
-            session.memory.set(at::HANDED_BACK, 1 << 63);
+            session.words.set(at::HANDED_BACK, 1 << 63);
         }),
     ];
     let mut bench = Bench::start("servers");
@@ -126,13 +125,13 @@ fn a_lane_that_is_answered_with_places_that_are_none_is_not_opened() {
     let wrong: [(&str, Wrong); 6] = [
         ("never announced", |end| end.bell.0.segment = 9),
         ("of another size", |end| end.bell.0.len = 8),
-        ("which has 131072", |end| end.bell.0.offset = u64::MAX - 63),
+        ("which has 4096", |end| end.bell.0.offset = u64::MAX - 63),
         ("a lane with one end", |end| end.receives = None),
         ("a receiving end of another size", |end| {
-            end.receives = Some(place(at::RECEIVER, 64));
+            end.receives = Some(words(at::RECEIVER, 64));
         }),
-        ("which has 131072", |end| {
-            let offset = Memory::LEN as u64 - 64;
+        ("which has 4096", |end| {
+            let offset = at::WORDS_LEN as u64 - 64;
             end.receives.iter_mut().for_each(|at| at.offset = offset);
         }),
     ];
@@ -204,7 +203,7 @@ fn random_servers_do_no_harm() {
         let trap = Trap::set(&bench.dir, bait.file);
         bench.victim.say(bait.order);
         let session = Session::trap(&trap, bait.form);
-        let mut liar = Liar::new(&session, sum, seed);
+        let mut liar = Liar::new(&session, Says::text(sum), seed);
         for _ in 0..liar.rng.usize(1..40) {
             liar.step();
         }
@@ -216,6 +215,20 @@ fn random_servers_do_no_harm() {
         );
         bench.check(Expect::Either, format!("seed {seed}: {}", bait.order));
     });
+    bench.end();
+}
+
+/// Subscribers that are found, and leave at once: nothing is wrong with anybody.
+#[test]
+fn subscribers_that_leave_at_once_are_no_incident() {
+    let mut bench = Bench::start("flighty");
+    bench.slack = 2 << 20;
+    for round in 0..400 {
+        let trap = Trap::set(&bench.dir, READERS[round % 2].file);
+        drop(trap.accept());
+        drop(trap);
+        bench.check(Expect::Nothing, format!("round {round}"));
+    }
     bench.end();
 }
 
@@ -233,7 +246,7 @@ fn random_subscribers_and_readers_do_no_harm() {
         let trap = Trap::set(&bench.dir, bait.file);
         // There are two publishers of the topic, of one process: one link, and a lane of each.
         let session = Session::trap(&trap, bait.form);
-        let mut liar = Liar::new(&session, sum, seed);
+        let mut liar = Liar::new(&session, Says::text(sum), seed);
         bench.victim.say(bait.order);
         for _ in 0..liar.rng.usize(1..30) {
             liar.step();

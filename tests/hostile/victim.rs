@@ -9,8 +9,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use shmbus::{
-    AsyncCall, AsyncServer, Bus, Change, Config, Delivery, Latest, Publishing, Receiver, Server,
-    Subscriber, Wait,
+    AsyncCall, AsyncServer, Bus, CallError, Change, Config, Delivery, Latest, Publishing, Receiver,
+    SendError, Server, Subscriber, Wait,
 };
 
 use crate::messages::{
@@ -250,18 +250,14 @@ fn call(bus: &Bus) -> &'static str {
             for item in items.take(200) {
                 match item {
                     Ok(number) => drop(black_box(number.to_value())),
-                    Err(shmbus::CallError::Lost { .. }) => is_lost = true,
-                    Err(error) => drop(black_box(error.to_string())),
+                    Err(error) => is_lost |= is_end(&error),
                 }
             }
             is_lost
         } else {
             match client.call_timeout(&prey, BRIEF) {
                 Ok(sum) => black_box(sum.to_value().is_err()),
-                Err(error) => {
-                    black_box(error.to_string());
-                    matches!(error, shmbus::CallError::Lost { .. })
-                }
+                Err(error) => is_end(&error),
             }
         };
         if is_lost {
@@ -280,11 +276,20 @@ fn call_later(bus: &Bus) -> &'static str {
         let prey = PreyLater { id, text };
         match client.call_timeout(&prey, BRIEF).wait() {
             Ok(sum) => drop(black_box(sum.to_value())),
-            Err(shmbus::CallError::Lost { .. }) => return "lost",
-            Err(error) => drop(black_box(error.to_string())),
+            Err(error) if is_end(&error) => return "lost",
+            Err(_) => {}
         }
     }
     "done"
+}
+
+/// Whether a call went wrong because its link has ended.
+fn is_end(error: &CallError<Refused>) -> bool {
+    black_box(error.to_string());
+    matches!(
+        error,
+        CallError::Lost { .. } | CallError::Send(SendError::Closed { .. })
+    )
 }
 
 fn send(bus: &Bus) -> &'static str {
@@ -296,8 +301,8 @@ fn send(bus: &Bus) -> &'static str {
         let news = News { number, text };
         match sender.send_timeout(&news, BRIEF) {
             Ok(()) => {}
-            Err(shmbus::SendError::Closed { .. }) => return "lost",
-            Err(shmbus::SendError::Full) if number > 1_000 => return "full",
+            Err(SendError::Closed { .. }) => return "lost",
+            Err(SendError::Full) if number > 1_000 => return "full",
             Err(error) => drop(black_box(error.to_string())),
         }
     }
