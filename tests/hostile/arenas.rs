@@ -4,9 +4,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crate::bench::{Bench, Expect, random};
-use crate::lane::{Cells, Form, SEGMENT, at, kind};
+use crate::lane::{Cells, Form, SEGMENT, at, kind, opener};
 use crate::lies::{Liar, Says};
-use crate::session::{PORTS, Port, Session, port};
+use crate::session::{PORTS, Port, Session, announce, port};
 use crate::stranger::HANGS;
 use crate::wire::Control;
 
@@ -293,7 +293,12 @@ fn random_arenas_do_no_harm() {
     let mut bench = Bench::start("random-arenas");
     random(3_000, |seed| {
         let port = &PORTS[seed as usize % PORTS.len()];
-        let session = Session::open(&bench, port);
+        let stranger = bench.greet();
+        let announced = announce(&stranger);
+        let mut end = opener(port.form);
+        let sends = end.sends.as_mut();
+        sends.expect("it sends").timed = seed % 3 == 0;
+        let session = Session::opened(stranger, announced, port, end);
         let mut liar = Liar::new(&session, Says::of(port), seed);
         for _ in 0..liar.rng.usize(1..24) {
             liar.step();
@@ -318,10 +323,13 @@ fn finish(session: &Session, how: u8) {
                 .say(&Control::Released { lane, mine: !mine });
         }
         2 => {
-            // What was written is looked at before the link ends: somebody is asked for in between.
-            let nobody = Control::Retired { id: u64::MAX };
-            std::thread::yield_now();
-            session.stranger.say(&nobody);
+            // Some of what was written is looked at before the link ends; how much, is left to chance.
+            let before = session.returned();
+            let is_over = || session.returned() != before || session.stranger.is_over();
+            (0..1_000)
+                .take_while(|_| !is_over())
+                .for_each(|_| std::thread::yield_now());
+            session.stranger.say(&Control::Retired { id: u64::MAX });
             session.stranger.wait_for_bye();
         }
         _ => {}
@@ -450,12 +458,7 @@ fn answer_to(session: &Session, cells: &mut Cells<'_>, port: &Port) -> bool {
         },
     );
     session.ring();
-    let nobody = crate::lane::open(
-        9,
-        ("nobody", None),
-        port.types(),
-        crate::lane::opener(Form::Call),
-    );
+    let nobody = crate::lane::open(9, ("nobody", None), port.types(), opener(Form::Call));
     session.stranger.say(&nobody);
     loop {
         match session.stranger.hear() {

@@ -236,13 +236,6 @@ impl<'a> Cells<'a> {
     }
 
     fn write(&mut self, (kind, tag): (u64, u64), len: u64, next: usize) {
-        let is_used = self
-            .used
-            .as_ref()
-            .is_some_and(|used| used[next % self.count]);
-        if next != self.at && !is_used {
-            self.memory.set(self.offset(next), 0);
-        }
         let stamp = self.sequence.wrapping_add(1) & 0xfff;
         let word = stamp
             | (kind & 0xf) << 12

@@ -319,6 +319,14 @@ impl<'a> Liar<'a> {
         words.iter().flat_map(|word| word.to_le_bytes()).collect()
     }
 
+    /// On a lane that has times, one of any time.
+    fn time(&mut self) -> Vec<u8> {
+        match self.session.timed {
+            true => word(&mut self.rng).to_le_bytes().to_vec(),
+            false => Vec::new(),
+        }
+    }
+
     fn content(&mut self) -> Vec<u8> {
         let number = self.rng.u64(..64);
         let mut bytes = match self.session.form {
@@ -372,7 +380,7 @@ impl<'a> Liar<'a> {
                 let (kind, tag, content) = (self.kind(), self.tag(), self.content());
                 let lead = match kind {
                     kind::CALL => self.envelope(),
-                    _ => Vec::new(),
+                    _ => self.time(),
                 };
                 self.cells.publish((kind, tag), &lead, &content);
             }
@@ -450,7 +458,8 @@ impl<'a> Liar<'a> {
             }
             false => {
                 let kind = kind::BLOCK + [0, 5, 7][self.rng.usize(..3)];
-                self.cells.refer((kind, tag), words, &[]);
+                let time = self.time();
+                self.cells.refer((kind, tag), words, &time);
             }
         }
     }

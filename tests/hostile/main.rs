@@ -16,6 +16,8 @@ mod arenas;
 mod bench;
 mod crowds;
 mod descriptors;
+mod endless;
+mod files;
 mod handshakes;
 mod lane;
 mod lies;

@@ -161,6 +161,8 @@ pub(crate) struct Session {
     pub(crate) lane: u32,
     /// Whether the stranger has opened the lane.
     pub(crate) opened: bool,
+    /// Whether it says when it publishes.
+    pub(crate) timed: bool,
     /// The bell of the port at the other end.
     pub(crate) bell: u32,
     /// What the victim has announced, and the words in which it hands back.
@@ -192,8 +194,19 @@ impl Session {
     /// Opens a lane to a port of the victim's.
     pub(crate) fn open(bench: &Bench, port: &Port) -> Session {
         let stranger = bench.greet();
-        let (memory, words) = announce(&stranger);
-        stranger.say(&port.open(1, opener(port.form)));
+        let announced = announce(&stranger);
+        Session::opened(stranger, announced, port, opener(port.form))
+    }
+
+    /// Opens a lane with this end.
+    pub(crate) fn opened(
+        stranger: Stranger,
+        (memory, words): (Memory, Memory),
+        port: &Port,
+        end: End,
+    ) -> Session {
+        let timed = end.sends.is_some_and(|sends| sends.timed);
+        stranger.say(&port.open(1, end));
         let mut theirs = HashMap::new();
         let end = loop {
             match hear(&stranger, &mut theirs) {
@@ -213,6 +226,7 @@ impl Session {
             form: port.form,
             lane: 1,
             opened: true,
+            timed,
             bell: end.bell.1,
             receiver: end.receives,
             theirs,
@@ -242,6 +256,7 @@ impl Session {
             form,
             lane,
             opened: false,
+            timed: end.sends.is_some_and(|sends| sends.timed),
             bell: asked.bell.1,
             receiver: asked.receives,
             theirs,
@@ -250,6 +265,12 @@ impl Session {
 
     pub(crate) fn cells(&self) -> Cells<'_> {
         Cells::new(&self.memory, self.form)
+    }
+
+    /// The number with which the victim asks to be rung; even where it looks by itself.
+    pub(crate) fn attend(&self) -> u64 {
+        let at = self.receiver.expect("the victim receives");
+        self.theirs[&at.segment].word(at.offset as usize)
     }
 
     /// The bits in which the victim hands back what came in the first cells.

@@ -9,7 +9,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use rustix::net::sockopt::{Timeout, set_socket_send_buffer_size, set_socket_timeout};
@@ -27,7 +27,11 @@ pub(crate) const HANGS: Duration = Duration::from_secs(60);
 pub(crate) const MOST_FDS: usize = 253;
 
 /// See the module.
-pub(crate) struct Stranger(OwnedFd);
+pub(crate) struct Stranger {
+    fd: OwnedFd,
+    /// It heard that it was given up. Always Relaxed: whoever hears that says so to itself.
+    is_over: AtomicBool,
+}
 
 fn socket() -> OwnedFd {
     let flags = SocketFlags::CLOEXEC;
@@ -58,7 +62,10 @@ impl Stranger {
         }
         // A message that is too long is to get through.
         set_socket_send_buffer_size(&fd, 1 << 20).expect("it is a socket");
-        Stranger(fd)
+        Stranger {
+            fd,
+            is_over: AtomicBool::new(false),
+        }
     }
 
     /// Sends bytes and descriptors. False where nobody is there any more.
@@ -71,7 +78,7 @@ impl Stranger {
             assert!(pushed, "there is room for {}", fds.len());
         }
         let flags = SendFlags::NOSIGNAL;
-        match rustix::net::sendmsg(&self.0, &[IoSlice::new(bytes)], &mut control, flags) {
+        match rustix::net::sendmsg(&self.fd, &[IoSlice::new(bytes)], &mut control, flags) {
             Ok(_) => true,
             Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => false,
             Err(error) => panic!("{} bytes are not taken: {error}", bytes.len()),
@@ -95,7 +102,7 @@ impl Stranger {
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut slices = [IoSliceMut::new(&mut buffer)];
         let flags = RecvFlags::CMSG_CLOEXEC;
-        let n = match rustix::net::recvmsg(&self.0, &mut slices, &mut control, flags) {
+        let n = match rustix::net::recvmsg(&self.fd, &mut slices, &mut control, flags) {
             Ok(got) => got.bytes,
             Err(rustix::io::Errno::CONNRESET) => 0,
             Err(error) => panic!("the victim says nothing: {error}"),
@@ -113,13 +120,14 @@ impl Stranger {
     /// Whether this end was given up; what else was said is passed over.
     pub(crate) fn is_over(&self) -> bool {
         let mut buffer = vec![0; 128 * 1024];
-        loop {
-            match rustix::net::recv(&self.0, &mut buffer[..], RecvFlags::DONTWAIT) {
+        while !self.is_over.load(Ordering::Relaxed) {
+            match rustix::net::recv(&self.fd, &mut buffer[..], RecvFlags::DONTWAIT) {
                 Err(rustix::io::Errno::AGAIN) => return false,
                 Ok((n, _)) if n > 0 && wire::decode(&buffer[..n]) != Control::Bye => {}
-                _ => return true,
+                _ => self.is_over.store(true, Ordering::Relaxed),
             }
         }
+        true
     }
 
     /// The next message; `None` at the end.
@@ -137,7 +145,13 @@ impl Stranger {
 
     /// Waits until this end was given up: `Bye`, or the end of the stream.
     pub(crate) fn wait_for_bye(&self) {
-        while !matches!(self.hear(), None | Some(Control::Bye)) {}
+        while !self.is_over.load(Ordering::Relaxed) {
+            let heard = self.hear();
+            self.is_over.store(
+                matches!(heard, None | Some(Control::Bye)),
+                Ordering::Relaxed,
+            );
+        }
     }
 }
 
@@ -193,7 +207,8 @@ impl Drop for Trap {
     }
 }
 
-fn lock(file: &File, byte: i64) {
+/// Locks a byte of a file, as its owner does.
+pub(crate) fn lock(file: &File, byte: i64) {
     // SAFETY: all zeros is a valid `flock`: integers only.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
     lock.l_type = libc::F_WRLCK as libc::c_short;

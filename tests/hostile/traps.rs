@@ -9,13 +9,13 @@ use crate::stranger::Trap;
 use crate::wire::{Control, End, Refusal};
 
 /// What the victim does, and by what name it finds the stranger.
-struct Bait {
-    order: &'static str,
-    file: &'static str,
-    form: Form,
+pub(crate) struct Bait {
+    pub(crate) order: &'static str,
+    pub(crate) file: &'static str,
+    pub(crate) form: Form,
 }
 
-const BAITS: [Bait; 3] = [
+pub(crate) const BAITS: [Bait; 3] = [
     Bait {
         order: "call",
         file: "prey.port",

@@ -136,7 +136,7 @@ fn receives(mut receiver: Receiver<Plain>) {
             sum = sum.wrapping_add(number.to_native());
         }
         black_box((sum, view.share.to_native().to_bits(), view.sequence()));
-        black_box(view.to_value().is_ok());
+        black_box((view.published(), view.to_value().is_ok()));
     }
 }
 
@@ -160,6 +160,7 @@ fn subscribes(mut subscriber: Subscriber<News>) {
         match subscriber.next() {
             Ok(Some(news)) => {
                 black_box(news.text.bytes().map(u64::from).sum::<u64>());
+                black_box(news.published());
                 black_box(news.keep().text.len());
             }
             Ok(None) => return,
