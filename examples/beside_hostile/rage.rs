@@ -127,11 +127,7 @@ impl Offender {
         let pause = Duration::from_secs(1) / rate.max(1);
         let (begin, before) = (Instant::now(), worked());
         let mut blows = 0;
-        loop {
-            match told.try_recv() {
-                Err(TryRecvError::Empty) => {}
-                _ => break,
-            }
+        while let Err(TryRecvError::Empty) = told.try_recv() {
             self.strike(kind);
             blows += 1;
             // A blow that took longer is not made up for.
