@@ -19,6 +19,7 @@ mod descriptors;
 mod endless;
 mod files;
 mod handshakes;
+mod heirs;
 mod lane;
 mod lies;
 mod memory;
@@ -42,6 +43,7 @@ fn child() {
     let _watch = support::Watchdog::start("a child");
     match role.as_str() {
         "victim" => victim::victim(&arguments[0]),
+        "heir" => victim::heir(),
         "innocent" => victim::innocent(&arguments[0]),
         other => panic!("no such part: {other}"),
     }

@@ -56,7 +56,8 @@ impl Stranger {
         Ok(Stranger::of(fd))
     }
 
-    fn of(fd: OwnedFd) -> Stranger {
+    /// One end of a pair.
+    pub(crate) fn of(fd: OwnedFd) -> Stranger {
         for which in [Timeout::Recv, Timeout::Send] {
             set_socket_timeout(&fd, which, Some(HANGS)).expect("it is a socket");
         }

@@ -31,12 +31,26 @@ const CONFIG: Config = Config {
 
 /// The part of the victim.
 pub(crate) fn victim(name: &str) {
+    abort_with_panics();
+    obey(CONFIG.open(name).expect("the bus opens"));
+}
+
+/// The same, with a link that it inherited.
+pub(crate) fn heir() {
+    abort_with_panics();
+    obey(CONFIG.from_parent().expect("it was inherited"));
+}
+
+fn abort_with_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let mut out = std::io::stderr();
         let _ = writeln!(out, "the victim panicked: {panic}");
         std::process::abort();
     }));
-    let bus = CONFIG.open(name).expect("the bus opens");
+}
+
+/// Does what it is told.
+fn obey(bus: Bus) {
     let threads = ports(&bus);
     let mut publishers = Publishers::new(&bus);
     tell("ready");
