@@ -428,7 +428,8 @@ fn pins_that_are_none_do_no_harm() {
 #[test]
 fn an_innocent_link_of_the_offender_goes_on() {
     let mut bench = Bench::start("two-links");
-    for port in &PORTS {
+    // A message with a handle is never honest here.
+    for port in PORTS.iter().filter(|port| port.name != "refer") {
         let honest = Session::open(&bench, port);
         let mut cells = honest.cells();
         let liar = Session::open(&bench, port);

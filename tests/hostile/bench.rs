@@ -214,22 +214,22 @@ impl Bench {
         self.is_served("connect");
         assert!(self.innocent.end().success(), "the innocent goes well");
         assert!(self.victim.end().success(), "the victim goes well");
-        self.report();
+        report(self.what, self.cases, &self.faults);
     }
+}
 
-    /// Says how many cases there were, also where the output of tests is captured.
-    fn report(&self) {
-        let (what, cases, seed) = (self.what, self.cases, seed());
-        let (faults, kinds) = (self.faults.values().sum::<u64>(), self.faults.len());
-        let mut out = std::io::stderr().lock();
-        let _ = writeln!(
-            out,
-            "hostile {what}: {cases} cases, 0 panics, 0 hangs; {faults} links ended by a fault, of {kinds} kinds \
-             (SHMBUS_SEED={seed})"
-        );
-        for (fault, count) in &self.faults {
-            println!("{count:6} {fault}");
-        }
+/// Says how many cases there were, also where the output of tests is captured.
+pub(crate) fn report(what: &str, cases: u64, faults: &BTreeMap<String, u64>) {
+    let (seed, kinds) = (seed(), faults.len());
+    let count = faults.values().sum::<u64>();
+    let mut out = std::io::stderr().lock();
+    let _ = writeln!(
+        out,
+        "hostile {what}: {cases} cases, 0 panics, 0 hangs; {count} links ended by a fault, of {kinds} kinds \
+         (SHMBUS_SEED={seed})"
+    );
+    for (fault, count) in faults {
+        println!("{count:6} {fault}");
     }
 }
 

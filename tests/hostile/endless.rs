@@ -120,8 +120,8 @@ fn messages_without_end_stop_nobody() {
             cells.publish((kind::INLINE, turn % 448), &[], &content);
         };
         let expect = match port.form {
-            // No service has so many answers out.
-            Form::Call => Expect::Fault("and went on calling"),
+            // It hands no answer back, and is given up for that sooner or later.
+            Form::Call => Expect::Either,
             _ => Expect::Nothing,
         };
         flood_port(&mut bench, port, publish, expect);

@@ -3,12 +3,13 @@
 //! Unsafe code is needed to leave a descriptor to a child.
 #![allow(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-use crate::bench::random;
+use crate::bench::{random, report};
 use crate::lane::Form;
 use crate::lies;
 use crate::stranger::Stranger;
@@ -52,7 +53,9 @@ fn an_heir_waits_for_no_parent_that_is_silent() {
 fn random_parents_do_no_harm() {
     const NAMES: [&str; 5] = ["feed/sub/0", "feed/sub/1", "board/get/0", "prey", "x/put/9"];
     let _together = together();
+    let mut cases = 0;
     random(60, |seed| {
+        cases += 1;
         let mut rng = fastrand::Rng::with_seed(seed);
         let (mut heir, parent) = heir();
         if rng.u8(..4) > 0 {
@@ -79,4 +82,5 @@ fn random_parents_do_no_harm() {
             drop(parent);
         }
     });
+    report("heirs", cases, &BTreeMap::new());
 }
