@@ -24,13 +24,15 @@ fn heir() -> (Child, Stranger) {
     let mut command = Child::command("heir", &[]);
     let number = theirs.as_raw_fd();
     command.env("SHMBUS_PARENT_FD", number.to_string());
-    // SAFETY: the closure makes one system call, on a descriptor that stays open until the child was started.
-    unsafe {
-        command.pre_exec(move || match libc::fcntl(number, libc::F_SETFD, 0) {
+    let leave = move || {
+        // SAFETY: plain integers, on a descriptor that stays open until the child was started.
+        match unsafe { libc::fcntl(number, libc::F_SETFD, 0) } {
             -1 => Err(std::io::Error::last_os_error()),
             _ => Ok(()),
-        });
-    }
+        }
+    };
+    // SAFETY: the closure makes one system call, and takes no lock and no memory.
+    unsafe { command.pre_exec(leave) };
     let child = command.spawn().expect("the program starts");
     drop(theirs);
     let mut child = Child::adopt(child);
