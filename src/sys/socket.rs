@@ -9,6 +9,10 @@ use super::process::Process;
 
 const KIND: libc::c_int = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
 
+/// No call ever waits, also where the socket was left to us by another process, which has a say in whether it blocks.
+const SEND: libc::c_int = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+const RECEIVE: libc::c_int = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
+
 /// As many descriptors as one message of ours ever carries.
 const MOST_FDS: usize = 4;
 
@@ -164,7 +168,7 @@ impl Socket {
         }
         loop {
             // SAFETY: the header and all that it points to outlive the call.
-            let n = unsafe { libc::sendmsg(self.0.as_raw_fd(), &header, libc::MSG_NOSIGNAL) };
+            let n = unsafe { libc::sendmsg(self.0.as_raw_fd(), &header, SEND) };
             match n {
                 -1 => match io::Error::last_os_error() {
                     e if e.kind() == io::ErrorKind::Interrupted => {}
@@ -215,8 +219,7 @@ impl Socket {
         let mut was_reset = false;
         let n = loop {
             // SAFETY: the header and all that it points to outlive the call.
-            let n =
-                unsafe { libc::recvmsg(self.0.as_raw_fd(), &mut header, libc::MSG_CMSG_CLOEXEC) };
+            let n = unsafe { libc::recvmsg(self.0.as_raw_fd(), &mut header, RECEIVE) };
             match n {
                 -1 => match io::Error::last_os_error() {
                     e if e.kind() == io::ErrorKind::Interrupted => {}

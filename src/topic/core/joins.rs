@@ -143,6 +143,11 @@ fn is_gone(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::NotFound | ErrorKind::ConnectionRefused)
 }
 
+/// Whether somebody was found who is too busy, or is leaving: it is looked for again, and is gone by then or is not.
+fn is_passing(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::WouldBlock | ErrorKind::BrokenPipe)
+}
+
 impl Follow for Core {
     fn found(self: Arc<Self>, node: &Arc<Node>, member: &Member) {
         let link = match node.link_of(member) {
@@ -151,7 +156,7 @@ impl Follow for Core {
             Err(OpenError::System { source, .. }) if is_gone(source.kind()) => {
                 return self.gone(member);
             }
-            Err(OpenError::System { source, .. }) if source.kind() == ErrorKind::WouldBlock => {
+            Err(OpenError::System { source, .. }) if is_passing(source.kind()) => {
                 return self.unreached(member, true, None);
             }
             // For want of a descriptor, say.
