@@ -10,6 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::ledger::{Ledger, now};
 use crate::process;
+use crate::worker::BUS;
 
 /// Who does nothing for so long hangs.
 const HANG: Duration = Duration::from_secs(20);
@@ -69,7 +70,21 @@ impl Crowd {
     }
 
     pub fn bus(&self) -> PathBuf {
-        self.directory.join("shmbus/chaos")
+        self.directory.join("shmbus").join(BUS)
+    }
+
+    fn command(&self) -> Result<Command> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .env("XDG_RUNTIME_DIR", &self.directory)
+            .env("RUST_BACKTRACE", "1")
+            .stderr(self.log.try_clone()?);
+        Ok(command)
+    }
+
+    /// Has somebody come who was not there, and leave.
+    pub fn visit(&self) -> Result<ExitStatus> {
+        Ok(self.command()?.arg("--visit").status()?)
     }
 
     fn begin(&mut self, slot: usize) -> Result<Member> {
@@ -81,14 +96,12 @@ impl Crowd {
         words.instance.set(number);
         words.order.set(0);
         words.is_bare.set(0);
-        let child = Command::new(std::env::current_exe()?)
+        let child = self
+            .command()?
             .args(["--slot", &slot.to_string()])
             .args(["--instance", &number.to_string()])
             .arg("--directory")
             .arg(&self.directory)
-            .env("XDG_RUNTIME_DIR", &self.directory)
-            .env("RUST_BACKTRACE", "1")
-            .stderr(self.log.try_clone()?)
             .spawn()
             .context("cannot start a process")?;
         instance.pid.set(u64::from(child.id()));
@@ -220,20 +233,29 @@ impl Crowd {
         self.members[slot].has_left
     }
 
-    /// Gives a file of the bus a time that a clock would give it that was set wrong.
-    pub fn touch(&self, rng: &mut fastrand::Rng) {
+    /// What is in the directory of the bus.
+    pub fn files(&self) -> Vec<PathBuf> {
         let files = std::fs::read_dir(self.bus()).into_iter().flatten().flatten();
-        let files: Vec<_> = files.map(|file| file.path()).collect();
-        if files.is_empty() {
-            return;
-        }
-        let hours = Duration::from_secs(3600 * rng.u64(1..1000));
-        let time = match rng.bool() {
-            true => SystemTime::now() + hours,
-            false => SystemTime::now() - hours,
-        };
-        process::set_time(&files[rng.usize(..files.len())], time);
+        files.map(|file| file.path()).collect()
     }
+
+    /// Gives a file of the bus a time that a clock would give it that is wrong.
+    pub fn touch(&self, rng: &mut fastrand::Rng) {
+        let files = self.files();
+        if !files.is_empty() {
+            set_wrong(&files[rng.usize(..files.len())], rng);
+        }
+    }
+}
+
+/// Gives a file the time of a clock that is wrong.
+pub fn set_wrong(file: &Path, rng: &mut fastrand::Rng) {
+    let hours = Duration::from_secs(3600 * rng.u64(1..1000));
+    let time = match rng.bool() {
+        true => SystemTime::now() + hours,
+        false => SystemTime::now() - hours,
+    };
+    process::set_time(file, time);
 }
 
 fn describe(slot: usize, member: &Member) -> String {

@@ -67,6 +67,7 @@ fn main() -> ExitCode {
     let options = Options::parse();
     let done = match options.orders.slot {
         Some(slot) => worker::run(slot, &options.orders).map(|()| true),
+        None if options.orders.visit => worker::visit().map(|()| true),
         None => supervisor::run(&options),
     };
     match done {

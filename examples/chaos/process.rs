@@ -14,12 +14,7 @@ pub fn descriptors() -> Result<u64> {
     Ok(fs::read_dir("/proc/self/fd")?.count() as u64 - 1)
 }
 
-/// How many descriptors another process has.
-pub fn descriptors_of(pid: u32) -> u64 {
-    fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |all| all.count() as u64)
-}
-
-/// What they are of.
+/// What the descriptors of a process are of.
 pub fn files_of(pid: u32) -> Vec<String> {
     let all = fs::read_dir(format!("/proc/{pid}/fd"));
     let files = all.into_iter().flatten().flatten();

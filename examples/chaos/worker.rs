@@ -19,6 +19,8 @@ use crate::{process, roles};
 /// How long a process has no descriptors left, or no memory files.
 const WANT: Duration = Duration::from_millis(150);
 
+/// The name of the bus.
+pub const BUS: &str = "chaos";
 /// How much less the load counts.
 const NICE: i32 = 10;
 
@@ -32,6 +34,9 @@ pub struct Orders {
     pub instance: u64,
     #[arg(long, hide = true, default_value = ".")]
     pub directory: PathBuf,
+    /// Open the bus, and leave it.
+    #[arg(long, hide = true)]
+    pub visit: bool,
 }
 
 /// What every role has.
@@ -53,6 +58,12 @@ pub fn complaints_path(directory: &Path) -> PathBuf {
     directory.join("complaints")
 }
 
+/// Opens the bus and leaves it, as somebody who comes later would.
+pub fn visit() -> Result<()> {
+    drop(Bus::open(BUS)?);
+    Ok(())
+}
+
 pub fn run(slot: usize, orders: &Orders) -> Result<()> {
     // So that whoever supervises, and what the kernel does behind a kill, comes before all the load.
     rustix::process::nice(NICE)?;
@@ -65,12 +76,12 @@ pub fn run(slot: usize, orders: &Orders) -> Result<()> {
         .append(true)
         .open(complaints_path(&orders.directory))?;
     // The first bus of a process opens a descriptor for good.
-    drop(plan::config(slot).open("chaos").context("the first bus")?);
+    drop(plan::config(slot).open(BUS).context("the first bus")?);
     let words = &ledger.slots[slot];
     let me = ledger.instance(orders.instance);
     me.pid.set(u64::from(std::process::id()));
     words.fds_start.set(process::descriptors()?);
-    let bus = plan::config(slot).open("chaos").context("the bus")?;
+    let bus = plan::config(slot).open(BUS).context("the bus")?;
     words.fds_open.set(process::descriptors()?);
     words.memory_start.set(bus.memory().1);
     let mut context = Context {
