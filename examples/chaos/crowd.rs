@@ -196,13 +196,24 @@ impl Crowd {
     /// Those that do nothing, and where they are.
     pub fn hanging(&mut self) -> Vec<String> {
         let mut hanging = Vec::new();
+        let mut others = Vec::new();
         for (slot, member) in self.members.iter_mut().enumerate() {
             let progress = self.ledger.slots[slot].progress.get();
             if progress != member.progress.0 || member.stopped.is_some() {
                 member.progress = (progress, Instant::now());
             } else if member.progress.1.elapsed() > HANG {
                 hanging.push(describe(slot, member));
+            } else {
+                let idle = member.progress.1.elapsed();
+                others.push(format!("instance {} in place {slot}: idle for {idle:?}", member.instance));
             }
+        }
+        if !hanging.is_empty() {
+            hanging.extend(others);
+            hanging.extend(self.dying.iter().map(|(child, killed)| {
+                let dump = process::tasks(u64::from(child.id()));
+                format!("process {} was killed {:?} ago:\n{dump}", child.id(), killed.elapsed())
+            }));
         }
         hanging
     }

@@ -43,20 +43,27 @@ pub fn memory_files(pid: &str) -> Result<BTreeSet<Mapped>> {
     Ok(parsed.collect())
 }
 
-/// Where a process is that does not go on.
-pub fn dump(pid: u64) -> String {
+/// What the kernel says of the tasks of a process.
+pub fn tasks(pid: u64) -> String {
     let mut text = String::new();
     let tasks = fs::read_dir(format!("/proc/{pid}/task"));
     for task in tasks.into_iter().flatten().flatten() {
         let read = |name| fs::read_to_string(task.path().join(name)).unwrap_or_default();
         text += &format!(
-            "  task {} ({}): wchan {}, syscall {}\n",
+            "  task {} ({}): wchan {}, syscall {}\n{}",
             task.file_name().display(),
             read("comm").trim(),
             read("wchan").trim(),
-            read("syscall").trim()
+            read("syscall").trim(),
+            read("stack")
         );
     }
+    text
+}
+
+/// Where a process is that does not go on.
+pub fn dump(pid: u64) -> String {
+    let mut text = tasks(pid);
     let debugger = Command::new("gdb")
         .args(["-p", &pid.to_string(), "-batch"])
         .args(["-ex", "set pagination off", "-ex", "thread apply all bt 25"])

@@ -25,7 +25,7 @@ const TOUCH: Duration = Duration::from_millis(200);
 /// How often everything is compared while it runs.
 const AUDIT: Duration = Duration::from_secs(2);
 /// The most that is said of what went wrong.
-const LINES: usize = 40;
+const LINES: usize = 200;
 
 /// A private directory, removed when all went well.
 struct Directory(PathBuf);

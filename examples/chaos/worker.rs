@@ -207,6 +207,12 @@ impl Context {
             let peer = self.ledger.by_pid(incident.pid);
             let is_dead = peer.is_some_and(|peer| !self.ledger.is_alive(peer));
             let is_silent = is_dead && incident.what.contains("said no hello within");
+            let gave_up = incident.what.contains("nothing can be answered any more");
+            if gave_up && self.may_lack_memory() {
+                // The link ended by that.
+                self.ledger.instance(self.instance).was_starved.set(1);
+                continue;
+            }
             if !is_silent && !(is_ours && self.was_in_want()) {
                 self.complain(format_args!("incident: {incident}"));
             }

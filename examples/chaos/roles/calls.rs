@@ -306,8 +306,11 @@ pub fn judge(context: &Context, error: &CallError) -> Option<u32> {
 
 fn may_fail(context: &Context, pid: u32) -> bool {
     context.ledger.by_pid(pid).is_some_and(|instance| {
-        let slot = context.ledger.instance(instance).slot.get() as usize;
+        let server = context.ledger.instance(instance);
+        let slot = server.slot.get() as usize;
         let is_server = matches!(Role::of(slot), Role::Server | Role::TaskServer);
-        is_server && (plan::is_limited(slot) || context.ledger.slots[slot].squeezes.get() > 0)
+        let was_in_want =
+            server.was_starved.get() != 0 || context.ledger.slots[slot].squeezes.get() > 0;
+        is_server && (plan::is_limited(slot) || was_in_want)
     })
 }
