@@ -66,10 +66,15 @@ impl Audit {
         let (seen, promised) = (row.seen.get(), row.promised.get());
         let trying = row.trying.get();
         if seen > trying {
-            self.broken.push(format!("lane {number}: {seen} came, and {trying} were sent"));
+            self.broken.push(format!(
+                "lane {number}: {seen} came, and {trying} were sent"
+            ));
         }
         if seen != row.count.get() {
-            self.pending.push(format!("lane {number}: {seen} is the last of {}", row.count.get()));
+            self.pending.push(format!(
+                "lane {number}: {seen} is the last of {}",
+                row.count.get()
+            ));
         }
         let sender = ledger.instance(row.from.get());
         let (to, is_starved) = match row.to.get().checked_sub(1) {
@@ -105,16 +110,21 @@ impl Audit {
             was_starved(client) || server.is_some_and(|to| was_starved(ledger.instance(to)));
         let is_served = server.is_some_and(|to| ledger.is_alive(to));
         if row.ended.get() == ended::LOST && is_served && !is_starved {
-            let text = format!("calls {number}: instance {server:?} was said to be gone, and is alive");
+            let text =
+                format!("calls {number}: instance {server:?} was said to be gone, and is alive");
             self.pending.push(text);
         }
         let (holes, skips) = (row.holes.get(), row.skips.get());
         if holes > skips {
-            self.broken.push(format!("calls {number}: {holes} never came, {skips} were given up"));
+            self.broken.push(format!(
+                "calls {number}: {holes} never came, {skips} were given up"
+            ));
         }
         let (seen, begun) = (row.seen.get(), row.trying.get());
         if seen > begun {
-            self.broken.push(format!("calls {number}: {seen} came, and {begun} were made"));
+            self.broken.push(format!(
+                "calls {number}: {seen} came, and {begun} were made"
+            ));
         }
         let is_calling = client.ended.get() == 0;
         let worded = row.worded.get();

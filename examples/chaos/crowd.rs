@@ -14,6 +14,8 @@ use crate::worker::BUS;
 
 /// Who does nothing for so long hangs.
 const HANG: Duration = Duration::from_secs(20);
+/// How long it may take until the kernel has cleared up behind a kill, before that is what all wait for.
+const LONG_DEATH: Duration = Duration::from_secs(2);
 
 /// What was done to the processes of one place.
 #[derive(Clone, Copy, Default)]
@@ -132,7 +134,10 @@ impl Crowd {
     /// kernel may take its time for that.
     pub fn kill(&mut self, slot: usize) -> Result<()> {
         self.signal(slot, Signal::KILL)?;
-        self.ledger.instance(self.members[slot].instance).ended.set(now());
+        self.ledger
+            .instance(self.members[slot].instance)
+            .ended
+            .set(now());
         self.done[slot].kills += 1;
         let next = self.begin(slot)?;
         let killed = std::mem::replace(&mut self.members[slot], next);
@@ -197,22 +202,34 @@ impl Crowd {
     pub fn hanging(&mut self) -> Vec<String> {
         let mut hanging = Vec::new();
         let mut others = Vec::new();
+        // Peers of one that the kernel has not cleared up behind wait for that, and rightly so.
+        let waits = self
+            .dying
+            .iter()
+            .any(|(_, killed)| killed.elapsed() > LONG_DEATH);
         for (slot, member) in self.members.iter_mut().enumerate() {
             let progress = self.ledger.slots[slot].progress.get();
-            if progress != member.progress.0 || member.stopped.is_some() {
+            if progress != member.progress.0 || member.stopped.is_some() || waits {
                 member.progress = (progress, Instant::now());
             } else if member.progress.1.elapsed() > HANG {
                 hanging.push(describe(slot, member));
             } else {
                 let idle = member.progress.1.elapsed();
-                others.push(format!("instance {} in place {slot}: idle for {idle:?}", member.instance));
+                others.push(format!(
+                    "instance {} in place {slot}: idle for {idle:?}",
+                    member.instance
+                ));
             }
         }
         if !hanging.is_empty() {
             hanging.extend(others);
             hanging.extend(self.dying.iter().map(|(child, killed)| {
                 let dump = process::tasks(u64::from(child.id()));
-                format!("process {} was killed {:?} ago:\n{dump}", child.id(), killed.elapsed())
+                format!(
+                    "process {} was killed {:?} ago:\n{dump}",
+                    child.id(),
+                    killed.elapsed()
+                )
             }));
         }
         hanging
@@ -246,7 +263,10 @@ impl Crowd {
 
     /// What is in the directory of the bus.
     pub fn files(&self) -> Vec<PathBuf> {
-        let files = std::fs::read_dir(self.bus()).into_iter().flatten().flatten();
+        let files = std::fs::read_dir(self.bus())
+            .into_iter()
+            .flatten()
+            .flatten();
         files.map(|file| file.path()).collect()
     }
 

@@ -72,7 +72,9 @@ fn sweep(crowd: &Crowd, rng: &mut fastrand::Rng, broken: &mut Vec<String>) -> Re
     let status = crowd.visit()?;
     if !status.success() || crowd.bus().exists() {
         let files = crowd.files();
-        broken.push(format!("left in the directory for good: {files:?}, {status}"));
+        broken.push(format!(
+            "left in the directory for good: {files:?}, {status}"
+        ));
     }
     Ok(())
 }
@@ -128,9 +130,14 @@ fn mapped_of_nobody(crowd: &Crowd) -> Vec<String> {
         .collect();
     let mut open = Vec::new();
     for (slot, mapped) in &all {
-        let nobodys = mapped.iter().filter(|one| !owned.contains(&one.inode)).count();
+        let nobodys = mapped
+            .iter()
+            .filter(|one| !owned.contains(&one.inode))
+            .count();
         if nobodys > 0 {
-            open.push(format!("place {slot} has {nobodys} segments mapped that are nobody's"));
+            open.push(format!(
+                "place {slot} has {nobodys} segments mapped that are nobody's"
+            ));
         }
     }
     open
@@ -143,11 +150,18 @@ fn leave(crowd: &mut Crowd, slot: usize, is_last: bool, broken: &mut Vec<String>
         // The last one has nobody to have a link to.
         let (mut open, ()) = until(|| {
             let files = process::files_of(crowd.pid(slot));
-            let sockets = files.iter().filter(|file| file.starts_with("socket:")).count();
-            let memory = files.iter().filter(|file| file.starts_with("/memfd:")).count();
+            let sockets = files
+                .iter()
+                .filter(|file| file.starts_with("socket:"))
+                .count();
+            let memory = files
+                .iter()
+                .filter(|file| file.starts_with("/memfd:"))
+                .count();
             let has = (files.len() - memory) as u64;
             let had = words.fds_open.get();
-            let open = format!("the last process had {had} descriptors at its start, and has {files:?}");
+            let open =
+                format!("the last process had {had} descriptors at its start, and has {files:?}");
             let mut all = Vec::new();
             if has > had + MADE_ONCE || sockets > 1 {
                 all.push(open);

@@ -79,8 +79,24 @@ impl Report {
         let mut table = Table::new();
         table.load_preset(presets::ASCII_MARKDOWN);
         table.set_header([
-            "role", "instances", "kills", "stops", "forks", "no fds", "no memory", "promised", "seen", "missed",
-            "lost", "calls", "answered", "items", "refused", "gone", "memory", "fds",
+            "role",
+            "instances",
+            "kills",
+            "stops",
+            "forks",
+            "no fds",
+            "no memory",
+            "promised",
+            "seen",
+            "missed",
+            "lost",
+            "calls",
+            "answered",
+            "items",
+            "refused",
+            "gone",
+            "memory",
+            "fds",
         ]);
         for line in &self.roles {
             let numbers = [
@@ -103,7 +119,10 @@ impl Report {
             let mut cells = vec![line.role.to_owned()];
             cells.extend(numbers.iter().map(u64::to_string));
             cells.push(format!("{} → {}", line.memory_start, line.memory_end));
-            cells.push(format!("{} → {}", line.descriptors_start, line.descriptors_end));
+            cells.push(format!(
+                "{} → {}",
+                line.descriptors_start, line.descriptors_end
+            ));
             table.add_row(cells);
         }
         let numbers = table.column_iter_mut().skip(1);

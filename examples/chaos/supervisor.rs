@@ -95,7 +95,10 @@ pub fn run(options: &Options) -> Result<bool> {
     }
     if !broken.is_empty() {
         broken.extend(read_lines(&directory.0.join("log")));
-        broken.iter().take(LINES).for_each(|line| eprintln!("{line}"));
+        broken
+            .iter()
+            .take(LINES)
+            .for_each(|line| eprintln!("{line}"));
         eprintln!("chaos: a promise was broken; --seed {seed}");
     }
     Ok(broken.is_empty())

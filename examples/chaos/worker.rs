@@ -262,4 +262,3 @@ impl Context {
         (number, row)
     }
 }
-

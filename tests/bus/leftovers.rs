@@ -355,7 +355,10 @@ fn sockets_of_a_clock_that_was_set_back() {
     let known = sockets(&bus);
     drop(listen(&bus.join("node-dead")));
     for socket in sockets(&bus) {
-        set_time(&bus.join(socket), SystemTime::now() + Duration::from_secs(3600));
+        set_time(
+            &bus.join(socket),
+            SystemTime::now() + Duration::from_secs(3600),
+        );
     }
     assert!(visit(dir.path(), "offers").end().success());
     assert_eq!(sockets(&bus), known);

@@ -91,7 +91,9 @@ pub(crate) fn sends_in_want() {
     let bus = open("want");
     let mut receiver = bus.receiver::<Ask>("asks").expect("nobody else does");
     let mut sender = bus.sender::<Ask>("asks").expect("a receiver is there");
-    with_little(Resource::Nofile, next_descriptor(), || check_exhausted(&mut sender));
+    with_little(Resource::Nofile, next_descriptor(), || {
+        check_exhausted(&mut sender)
+    });
     with_little(Resource::Fsize, 4096, || check_exhausted(&mut sender));
     sender.send(&Ask::new(3, LARGE)).expect("there is memory");
     for id in [2, 2, 2, 2, 2, 2, 3] {

@@ -32,7 +32,9 @@ impl Seen {
             return;
         };
         if !is_body(row, number, contents) {
-            context.complain(format_args!("request {number} of row {row} has other contents"));
+            context.complain(format_args!(
+                "request {number} of row {row} has other contents"
+            ));
         }
         calls.to.set(context.instance + 1);
         let before = self.0.insert(row, number).unwrap_or(0);
@@ -113,11 +115,21 @@ fn answer(context: &Context, call: Call<'_, Work>) {
         }
     }
     let is_cancelled = call.is_cancelled();
-    note_answer(context, key.0, is_cancelled, call.reply(&done(key, sent, size)));
+    note_answer(
+        context,
+        key.0,
+        is_cancelled,
+        call.reply(&done(key, sent, size)),
+    );
 }
 
 /// Writes down that a reply was sent.
-pub fn note_answer(context: &Context, row: u64, is_cancelled: bool, replied: Result<(), SendError>) {
+pub fn note_answer(
+    context: &Context,
+    row: u64,
+    is_cancelled: bool,
+    replied: Result<(), SendError>,
+) {
     match replied {
         Ok(()) if is_cancelled => {}
         Ok(()) => {
@@ -199,7 +211,9 @@ fn converse(
             }
         }
         if kept.len() > KEPT {
-            kept.pop_front().iter().for_each(|done| look_again(context, done));
+            kept.pop_front()
+                .iter()
+                .for_each(|done| look_again(context, done));
         }
         context.fork_if_ordered(|| {
             let refused = client.call(&request).err();
@@ -218,7 +232,11 @@ fn request(context: &mut Context, (row, calls): (u64, &Row)) -> Work {
     Work {
         row,
         number,
-        items: if rng.u32(..16) == 0 { rng.u32(1..40) } else { 0 },
+        items: if rng.u32(..16) == 0 {
+            rng.u32(1..40)
+        } else {
+            0
+        },
         size: size(rng) as u32,
         body: body(row, number, size(rng)),
     }
@@ -227,7 +245,12 @@ fn request(context: &mut Context, (row, calls): (u64, &Row)) -> Work {
 type Last<'a> = Result<Option<shmbus::View<'a, Done>>, CallError>;
 
 /// Takes a stream to its end, or as far as it likes.
-fn stream<'a>(context: &mut Context, client: &'a Client<Work>, request: &Work, calls: &Row) -> Last<'a> {
+fn stream<'a>(
+    context: &mut Context,
+    client: &'a Client<Work>,
+    request: &Work,
+    calls: &Row,
+) -> Last<'a> {
     let takes = match context.rng.u32(..8) {
         0 => context.rng.u32(..request.items),
         _ => u32::MAX,
@@ -257,8 +280,11 @@ fn stream<'a>(context: &mut Context, client: &'a Client<Work>, request: &Work, c
 
 /// Looks at an item.
 pub fn check_part(context: &Context, (row, number): (u64, u64), index: u32, part: &ArchivedPart) {
-    let is_next = (part.row.to_native(), part.number.to_native(), part.index.to_native())
-        == (row, number, index);
+    let is_next = (
+        part.row.to_native(),
+        part.number.to_native(),
+        part.index.to_native(),
+    ) == (row, number, index);
     if !is_next {
         context.complain(format_args!(
             "item {} of call {} came as item {index} of call {number}",
@@ -266,7 +292,9 @@ pub fn check_part(context: &Context, (row, number): (u64, u64), index: u32, part
         ));
     }
     if !is_body(row, number + u64::from(index), &part.body) {
-        context.complain(format_args!("item {index} of call {number} has other contents"));
+        context.complain(format_args!(
+            "item {index} of call {number} has other contents"
+        ));
     }
 }
 
@@ -283,7 +311,9 @@ pub fn check_reply(context: &Context, (row, number): (u64, u64), size: u32, done
         ));
     }
     if done.body.len() != size as usize || !is_body(row, number, &done.body) {
-        context.complain(format_args!("the reply to call {number} has other contents"));
+        context.complain(format_args!(
+            "the reply to call {number} has other contents"
+        ));
     }
 }
 

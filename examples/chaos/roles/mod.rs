@@ -36,10 +36,7 @@ pub fn play(role: Role, context: &mut Context) -> Result<()> {
 }
 
 /// Makes a port, as often as it takes: its other end may have been killed, and the system may be short of everything.
-fn insist<T>(
-    context: &Context,
-    mut make: impl FnMut() -> Result<T, ConnectError>,
-) -> Option<T> {
+fn insist<T>(context: &Context, mut make: impl FnMut() -> Result<T, ConnectError>) -> Option<T> {
     while context.goes_on() {
         match make() {
             Ok(port) => return Some(port),

@@ -67,18 +67,26 @@ impl Seen<'_> {
     fn take(&mut self, value: &ArchivedNewest) {
         let context = self.context;
         let (row, number) = (value.row.to_native(), value.number.to_native());
-        if context.ledger.row(row).is_none_or(|of| of.of.get() != value.key) {
+        if context
+            .ledger
+            .row(row)
+            .is_none_or(|of| of.of.get() != value.key)
+        {
             context.complain(format_args!("value {number} of row {row} is nobody's"));
             return;
         }
         if !is_body(row, number, &value.body) {
-            context.complain(format_args!("value {number} of row {row} has other contents"));
+            context.complain(format_args!(
+                "value {number} of row {row} has other contents"
+            ));
         }
         context.slot.seen.add(1);
         let entry = self.by_row.entry(row);
         let (newest, words) = entry.or_insert_with(|| (0, context.reading(row).1));
         if number < *newest {
-            context.complain(format_args!("value {number} of row {row} came behind {newest}"));
+            context.complain(format_args!(
+                "value {number} of row {row} came behind {newest}"
+            ));
         }
         *newest = number;
         words.seen.set(number);

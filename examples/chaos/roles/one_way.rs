@@ -61,7 +61,9 @@ fn take(context: &Context, seen: &mut HashMap<u64, u64>, letter: &ArchivedLetter
         return;
     };
     if !is_body(row, number, &letter.body) {
-        context.complain(format_args!("letter {number} of lane {row} has other contents"));
+        context.complain(format_args!(
+            "letter {number} of lane {row} has other contents"
+        ));
     }
     lane.to.set(context.instance + 1);
     let before = seen.insert(row, number).unwrap_or(0);
@@ -84,7 +86,9 @@ fn open(context: &Context, letter: &View<'_, Letter>) {
         Ok(page) => {
             let (row, number) = (page.row.to_native(), page.number.to_native());
             if row != letter.row.to_native() || !is_body(row, number, &page.body) {
-                context.complain(format_args!("page {number} of lane {row} has other contents"));
+                context.complain(format_args!(
+                    "page {number} of lane {row} has other contents"
+                ));
             }
         }
         // Its sender was killed before it could tell where the page lies.
@@ -100,7 +104,9 @@ fn look_again(context: &Context, kept: Option<Kept<Letter>>) {
     let Some(letter) = kept else { return };
     let (row, number) = (letter.row.to_native(), letter.number.to_native());
     if !is_body(row, number, &letter.body) {
-        context.complain(format_args!("letter {number} of lane {row} changed while it was kept"));
+        context.complain(format_args!(
+            "letter {number} of lane {row} changed while it was kept"
+        ));
     }
 }
 
@@ -112,11 +118,15 @@ pub fn send(context: &mut Context) -> Result<()> {
     loop {
         let to = receivers[context.rng.usize(..receivers.len())];
         let name = plan::letters(to);
-        let made = insist(context, || context.bus.sender_timeout::<Letter>(&name, SOON));
+        let made = insist(context, || {
+            context.bus.sender_timeout::<Letter>(&name, SOON)
+        });
         let Some(mut sender) = made else {
             return Ok(());
         };
-        let (row, lane) = context.ledger.begin(kind::LANE, context.instance, to as u64);
+        let (row, lane) = context
+            .ledger
+            .begin(kind::LANE, context.instance, to as u64);
         let how = write(context, &mut sender, row, lane);
         if !context.is_running() && how == ended::DROPPED {
             rest(context);

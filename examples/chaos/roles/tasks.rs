@@ -74,7 +74,12 @@ async fn answer(context: Arc<Context>, call: AsyncCall<TaskWork>) {
         }
     }
     let is_cancelled = call.is_cancelled();
-    note_answer(&context, key.0, is_cancelled, call.reply(&done(key, sent, size)));
+    note_answer(
+        &context,
+        key.0,
+        is_cancelled,
+        call.reply(&done(key, sent, size)),
+    );
 }
 
 /// Calls whoever serves, from many tasks at once.
@@ -82,7 +87,9 @@ pub fn call(context: &mut Context) -> Result<()> {
     let runtime = runtime()?;
     // The one place where a client that lost its server is made anew.
     loop {
-        let made = insist(context, || context.bus.async_client_timeout::<TaskWork>(SOON));
+        let made = insist(context, || {
+            context.bus.async_client_timeout::<TaskWork>(SOON)
+        });
         let Some(client) = made else { break };
         let all: Vec<_> = (0..TASKS)
             .map(|_| {
@@ -158,7 +165,11 @@ fn request(rng: &mut fastrand::Rng, (row, number): (u64, u64)) -> TaskWork {
     TaskWork {
         row,
         number,
-        items: if rng.u32(..16) == 0 { rng.u32(1..40) } else { 0 },
+        items: if rng.u32(..16) == 0 {
+            rng.u32(1..40)
+        } else {
+            0
+        },
         size: size(rng) as u32,
         body: body(row, number, size(rng)),
     }
@@ -181,7 +192,9 @@ async fn stream(
     let mut items = client.stream(request).await?;
     let mut taken = 0;
     while taken < takes {
-        let Some(item) = items.next().await else { break };
+        let Some(item) = items.next().await else {
+            break;
+        };
         let item = item?;
         check_part(context, (request.row, request.number), taken, &item);
         taken += 1;

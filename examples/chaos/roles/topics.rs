@@ -4,7 +4,9 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use anyhow::Result;
-use shmbus::{Delivery, Kept, Publisher, Publishing, ReceiveError, SendError, ShmTopic, Subscriber};
+use shmbus::{
+    Delivery, Kept, Publisher, Publishing, ReceiveError, SendError, ShmTopic, Subscriber,
+};
 
 use super::{chain, insist, is_refusal, rest};
 use crate::ledger::{Row, kind, now};
@@ -142,7 +144,9 @@ impl Readings<'_> {
             return;
         };
         if !is_body(row, number, contents) {
-            context.complain(format_args!("message {number} of row {row} has other contents"));
+            context.complain(format_args!(
+                "message {number} of row {row} has other contents"
+            ));
         }
         context.slot.seen.add(1);
         if !self.by_row.contains_key(&row) {
@@ -188,7 +192,11 @@ impl Readings<'_> {
     fn lag(&mut self, pid: u32, missed: u64) {
         let pid = u64::from(pid);
         self.context.slot.missed.add(missed);
-        match self.by_pid.get(&pid).and_then(|row| self.by_row.get_mut(row)) {
+        match self
+            .by_pid
+            .get(&pid)
+            .and_then(|row| self.by_row.get_mut(row))
+        {
             Some(reading) => {
                 reading.upto += missed;
                 reading.words.missed.add(missed);
@@ -212,7 +220,13 @@ impl Readings<'_> {
                     let (_, words) = self.context.reading(row);
                     words.missed.set(missed);
                     words.seen.set(missed);
-                    self.by_row.insert(row, Reading { upto: missed, words });
+                    self.by_row.insert(
+                        row,
+                        Reading {
+                            upto: missed,
+                            words,
+                        },
+                    );
                 }
                 _ => drop(self.missed.insert(pid, missed)),
             }
@@ -296,7 +310,9 @@ fn take_all<T: Post>(
             let message = kept.pop_front().expect("there are some");
             let (row, number, _, contents) = T::parts(&message);
             if !is_body(row, number, contents) {
-                context.complain(format_args!("message {number} of row {row} changed while kept"));
+                context.complain(format_args!(
+                    "message {number} of row {row} changed while kept"
+                ));
             }
         }
         context.fork_if_ordered(|| matches!(subscriber.try_next(), Err(ReceiveError::Forked)));
