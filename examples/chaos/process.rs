@@ -51,7 +51,7 @@ pub fn tasks(pid: u64) -> String {
         let read = |name| fs::read_to_string(task.path().join(name)).unwrap_or_default();
         text += &format!(
             "  task {} ({}): wchan {}, syscall {}\n{}",
-            task.file_name().display(),
+            task.file_name().to_string_lossy(),
             read("comm").trim(),
             read("wchan").trim(),
             read("syscall").trim(),

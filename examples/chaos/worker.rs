@@ -213,7 +213,7 @@ impl Context {
                 self.ledger.instance(self.instance).was_starved.set(1);
                 continue;
             }
-            if !is_silent && !(is_ours && self.was_in_want()) {
+            if !(is_silent || is_ours && self.was_in_want()) {
                 self.complain(format_args!("incident: {incident}"));
             }
         }
