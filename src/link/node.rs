@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::thread::JoinHandle;
@@ -386,7 +387,11 @@ impl Node {
         let fd = link.socket().as_fd();
         if let Err(error) = self.epoll.add(fd, token).and_then(|()| link.hello()) {
             link.die(None);
-            return Err(OpenError::system("greet a peer")(error));
+            // Who was killed since it was connected to is a link that has ended, like any later.
+            return match error.kind() {
+                ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => Ok(link),
+                _ => Err(OpenError::system("greet a peer")(error)),
+            };
         }
         let names: Vec<_> = lock(&self.ports).keys().cloned().collect();
         for name in names {
@@ -501,9 +506,10 @@ impl Node {
             strangers.retain(|&(token, deadline)| match self.link(token) {
                 Some(link) if link.has_said_hello() => false,
                 Some(link) if Instant::now() >= deadline => {
-                    link.die(Some(Fault::Control {
-                        what: "never sent: it said no hello",
-                    }));
+                    // It may be stopped, or be killed and not cleared up yet: that is no lie.
+                    let what = format!("it has connected, and said no hello within {HANDSHAKE:?}");
+                    self.report(link.pid(), what);
+                    link.die(None);
                     false
                 }
                 other => other.is_some(),

@@ -238,6 +238,7 @@ pub(crate) mod tests {
     use crate::error::Fault;
     use crate::link::wire::Schemas;
     use crate::link::{Answer, LaneId};
+    use crate::sys::socket::Socket;
     use crate::wait::tasks::Drive;
 
     /// Only what hangs takes so long.
@@ -359,5 +360,16 @@ pub(crate) mod tests {
         let joined = bus.0.join_topic("news", Part::Publisher, None);
         assert!(joined.is_ok());
         assert!(bus.0.topics.watch.get().is_some());
+    }
+
+    #[test]
+    fn who_is_gone_before_it_is_greeted_is_as_one_that_ended() {
+        let [bus] = parties();
+        let (near, far) = Socket::pair().unwrap();
+        drop(far);
+        let link = bus.0.adopt(near).unwrap();
+        assert!(link.is_dead());
+        assert!(link.fault().is_none());
+        assert_eq!(bus.0.take_incidents(), []);
     }
 }

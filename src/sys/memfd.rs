@@ -1,10 +1,8 @@
 //! Memory files that only their maker can write.
 
 use std::ffi::CStr;
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 
 /// What every arena segment carries: its size is fixed, no new writable mapping can be made, and
 /// no seal can be added any more (Linux 5.1).
@@ -70,17 +68,23 @@ pub(crate) fn seals(fd: BorrowedFd<'_>) -> io::Result<libc::c_int> {
     super::check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) })
 }
 
-/// `pread`: fills the buffer.
+/// `pread`: fills the buffer. Takes no further descriptor.
 #[cfg(all(feature = "json", not(loom)))]
 pub(crate) fn read_at(fd: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    use std::fs::File;
     use std::os::unix::fs::FileExt;
-    let file = File::from(fd.try_clone_to_owned()?);
+    // SAFETY: it is open as long as `fd`, and is never closed by this.
+    let file = std::mem::ManuallyDrop::new(unsafe { File::from_raw_fd(fd.as_raw_fd()) });
     file.read_exact_at(buffer, offset)
 }
 
-/// `fstat`: the size of the file, and how much of it is allocated, in bytes.
+/// `fstat`: the size of the file, and how much of it is allocated, in bytes. Takes no further descriptor: there may
+/// be none left.
 pub(crate) fn size(fd: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
-    let file = File::from(fd.try_clone_to_owned()?);
+    // SAFETY: all zeros is a valid `stat`: integers only.
+    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: an open descriptor, and a local that outlives the call.
+    super::check(unsafe { libc::fstat(fd.as_raw_fd(), &raw mut stat) })?;
     // Blocks of `stat` have 512 bytes on Linux, whatever the file system.
-    file.metadata().map(|m| (m.len(), m.blocks() * 512))
+    Ok((stat.st_size as u64, stat.st_blocks as u64 * 512))
 }

@@ -267,8 +267,12 @@ fn the_living_keep_what_they_have() {
 
 /// Has a socket be made long ago.
 fn make_old(path: &Path) {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    let then = now.expect("it is after 1970") - Duration::from_secs(3600);
+    set_time(path, SystemTime::now() - Duration::from_secs(3600));
+}
+
+fn set_time(path: &Path, then: SystemTime) {
+    let then = then.duration_since(SystemTime::UNIX_EPOCH);
+    let then = then.expect("it is after 1970");
     let then = Timespec {
         tv_sec: then.as_secs() as i64,
         tv_nsec: 0,
@@ -339,6 +343,27 @@ fn sockets_that_no_port_names() {
     assert!(!left.iter().any(|l| l == "node-old"), "{left:?}");
     assert!(visitor.end().success());
     assert!(server.end().success());
+}
+
+/// A clock that was ahead, and was set right, leaves sockets that seem to be made in the future.
+#[test]
+fn sockets_of_a_clock_that_was_set_back() {
+    let _together = together();
+    let dir = Dir::new();
+    let bus = dir.path().join("shmbus/left");
+    let mut server = serve(dir.path());
+    let known = sockets(&bus);
+    drop(listen(&bus.join("node-dead")));
+    for socket in sockets(&bus) {
+        set_time(
+            &bus.join(socket),
+            SystemTime::now() + Duration::from_secs(3600),
+        );
+    }
+    assert!(visit(dir.path(), "offers").end().success());
+    assert_eq!(sockets(&bus), known);
+    assert!(server.end().success());
+    assert_eq!(names(dir.path()), Vec::<String>::new());
 }
 
 /// A part: serves beside sockets of a namesake.

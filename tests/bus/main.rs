@@ -37,6 +37,7 @@ mod topics;
 mod trust;
 mod unreached;
 mod wait_set;
+mod want;
 
 /// What another process of a test does: nothing, unless it was started as one.
 #[test]
@@ -102,6 +103,9 @@ fn child() {
         "forks-with-a-set" => wait_set::processes::forks_with_a_set(),
         "edits" => pinned::ends::edits(arguments[0]),
         "holds-requests" => pinned::ends::holds_requests(arguments[0]),
+        "takes-with-one-descriptor" => want::takes_with_one_descriptor(),
+        "sends-large" => want::sends_large(),
+        "sends-in-want" => want::sends_in_want(),
         other => panic!("no such part: {other}"),
     }
 }

@@ -1,0 +1,114 @@
+//! Where the system gives nothing more: errors, for as long as that lasts, and nobody is blamed.
+//!
+//! Unsafe code is needed to have a limit of file sizes be an error rather than a signal.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use shmbus::{MemoryError, SendError, Sender};
+
+use crate::support::{Ask, Child, Dir, open, tell, together};
+
+const LARGE: usize = 600 << 10;
+
+/// Runs something with so little of a resource.
+fn with_little<T>(resource: Resource, little: u64, run: impl FnOnce() -> T) -> T {
+    let before = getrlimit(resource);
+    let less = Rlimit {
+        current: Some(little),
+        ..before
+    };
+    setrlimit(resource, less).expect("less is always allowed");
+    let done = run();
+    setrlimit(resource, before).expect("it was so before");
+    done
+}
+
+/// The number that the next descriptor will have.
+fn next_descriptor() -> u64 {
+    let file = File::open("/dev/null").expect("it can be opened");
+    file.as_raw_fd() as u64
+}
+
+/// A part: takes two messages, the second of which comes with a segment, where there is one descriptor left.
+pub(crate) fn takes_with_one_descriptor() {
+    let bus = open("want");
+    let mut receiver = bus.receiver::<Ask>("asks").expect("nobody else does");
+    tell("ready");
+    let first = receiver.next().expect("not forked").expect("it was sent");
+    drop(first);
+    with_little(Resource::Nofile, next_descriptor() + 1, || {
+        tell("one is left");
+        let second = receiver.next().expect("not forked").expect("it was sent");
+        assert_eq!(second.text.len(), LARGE);
+    });
+    assert_eq!(bus.take_incidents(), []);
+    tell("good");
+}
+
+#[test]
+fn one_descriptor_is_enough_for_a_segment() {
+    let dir = Dir::new();
+    let _together = together();
+    let mut child = Child::start_in(dir.path(), "takes-with-one-descriptor", &[]);
+    assert_eq!(child.hear(), "ready");
+    let mut sender = Child::start_in(dir.path(), "sends-large", &[]);
+    assert_eq!(sender.hear(), "sent a small one");
+    assert_eq!(child.hear(), "one is left");
+    sender.say("go");
+    assert_eq!(child.hear(), "good");
+    assert!(sender.end().success());
+    assert!(child.end().success());
+}
+
+/// A part: sends a small message, and a large one when it is told to.
+pub(crate) fn sends_large() {
+    let bus = open("want");
+    let mut sender = bus.sender::<Ask>("asks").expect("a receiver is there");
+    sender.send(&Ask::new(1, 24)).expect("there is room");
+    tell("sent a small one");
+    assert_eq!(crate::support::told().as_deref(), Some("go"));
+    sender.send(&Ask::new(2, LARGE)).expect("there is room");
+    while crate::support::told().is_some() {}
+}
+
+fn check_exhausted(sender: &mut Sender<Ask>) {
+    for _ in 0..3 {
+        let sent = sender.send(&Ask::new(1, LARGE));
+        let is_exhausted = matches!(sent, Err(SendError::Memory(MemoryError::Exhausted { .. })));
+        assert!(is_exhausted, "{sent:?}");
+        // What needs no new segment goes on.
+        sender.send(&Ask::new(2, 24)).expect("there is room");
+    }
+}
+
+/// A part: sends where there are no descriptors, and where files may not be as large as a segment.
+pub(crate) fn sends_in_want() {
+    // SAFETY: no handler is installed; what would write too much gets an error instead.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    let bus = open("want");
+    let mut receiver = bus.receiver::<Ask>("asks").expect("nobody else does");
+    let mut sender = bus.sender::<Ask>("asks").expect("a receiver is there");
+    with_little(Resource::Nofile, next_descriptor(), || {
+        check_exhausted(&mut sender)
+    });
+    with_little(Resource::Fsize, 4096, || check_exhausted(&mut sender));
+    sender.send(&Ask::new(3, LARGE)).expect("there is memory");
+    for id in [2, 2, 2, 2, 2, 2, 3] {
+        let got = receiver.next().expect("not forked").expect("it was sent");
+        assert_eq!(got.id, id);
+    }
+    assert_eq!(bus.take_incidents(), []);
+    tell("good");
+}
+
+#[test]
+fn what_the_system_refuses_is_an_error() {
+    let dir = Dir::new();
+    let _together = together();
+    let mut child = Child::start_in(dir.path(), "sends-in-want", &[]);
+    assert_eq!(child.hear(), "good");
+    assert!(child.end().success());
+}
