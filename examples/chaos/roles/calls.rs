@@ -320,8 +320,12 @@ pub fn check_reply(context: &Context, (row, number): (u64, u64), size: u32, done
 /// Whether a call may end without a reply like this; returns who is gone.
 pub fn judge(context: &Context, error: &CallError) -> Option<u32> {
     match error {
-        CallError::Lost { pid, fault: None }
-        | CallError::Send(SendError::Closed { pid, fault: None }) => return Some(*pid),
+        CallError::Lost {
+            pid, fault: None, ..
+        }
+        | CallError::Send(SendError::Closed {
+            pid, fault: None, ..
+        }) => return Some(*pid),
         CallError::TimedOut => context.slot.refused.add(1),
         CallError::Send(error) if is_refusal(context, error) => context.slot.refused.add(1),
         // The server has little memory, or is in want of something.

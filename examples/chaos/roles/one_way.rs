@@ -166,7 +166,9 @@ fn write(context: &mut Context, sender: &mut Sender<Letter>, row: u64, lane: &Ro
                 lane.promised.set(number);
                 context.slot.promised.add(1);
             }
-            Err(SendError::Closed { pid, fault: None }) => {
+            Err(SendError::Closed {
+                pid, fault: None, ..
+            }) => {
                 lane.trying.set(number - 1);
                 note_end(context, lane, pid);
                 return ended::LOST;
