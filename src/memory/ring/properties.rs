@@ -323,6 +323,12 @@ impl Test {
         let wide = others.map(|sent| sent.cells.1).sum::<usize>() + jumps;
         let left = MOST_WIDE.saturating_sub(wide + 1).max(1);
         prop_assert_eq!(self.ring.most_of_reply(false), left);
+        let items: usize = behind.values().map(|of| of.cells).sum();
+        let left = match MOST_WIDE.saturating_sub(wide + 1) {
+            0 => 1,
+            _ => (MOST_CELLS / 4).saturating_sub(items).max(1),
+        };
+        prop_assert_eq!(self.ring.most_of_reply(true), left);
         Ok(())
     }
 
