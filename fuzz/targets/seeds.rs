@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use shapes::{Everything, Maps, Mixed, Named, Node, Payloads, Pins, Tree, Unit};
+use shapes::{Everything, Maps, Mixed, Named, Node, Payloads, Pins, Tree};
 use shmbus::__private::to_bytes;
 use shmbus::{ShmMessage, schema_of};
 
@@ -74,7 +74,7 @@ fn everything() -> Everything {
         id: *b"0123456789abcdef",
         strings: ["".into(), "short".into(), "a longer text".into()],
         list: vec![vec![Some(1), None], vec![]],
-        units: vec![Unit, Unit],
+        flags: vec![true, false],
         boxed: Box::new(6),
         slice: Box::new([7, 8]),
         text: "a text of its own".into(),

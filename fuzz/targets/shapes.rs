@@ -20,10 +20,6 @@ pub struct Named {
 
 #[derive(ShmMessage, Debug)]
 #[rkyv(derive(Debug))]
-pub struct Unit;
-
-#[derive(ShmMessage, Debug)]
-#[rkyv(derive(Debug))]
 pub enum Mixed {
     Nothing,
     One(u64),
@@ -71,7 +67,7 @@ pub struct Everything {
     pub id: [u8; 16],
     pub strings: [String; 3],
     pub list: Vec<Vec<Option<u16>>>,
-    pub units: Vec<Unit>,
+    pub flags: Vec<bool>,
     pub boxed: Box<u64>,
     pub slice: Box<[u32]>,
     pub text: Box<str>,
@@ -97,12 +93,14 @@ pub struct Pins {
     pub others: Vec<Option<Pinned<Mixed>>>,
 }
 
+#[allow(dead_code)] // not used by all
 /// Bytes that start on a cache line, and end where their allocation does.
 pub struct Exact {
     start: *mut u8,
     layout: Layout,
 }
 
+#[allow(dead_code)] // as above
 impl Exact {
     pub fn new(bytes: &[u8]) -> Exact {
         let layout = Layout::from_size_align(bytes.len().max(1), 64).expect("it is small");
