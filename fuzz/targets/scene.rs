@@ -27,6 +27,7 @@ enum Honest {
 
 /// What a scene is about: which ports there are, and which steps are likely.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code)] // each target has one
 pub enum About {
     Slots,
     HandBacks,
