@@ -214,7 +214,7 @@ fn bears(block: &Block, number: u64) -> bool {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 12,
+        cases: 24,
         failure_persistence: None,
         ..ProptestConfig::default()
     })]

@@ -365,7 +365,7 @@ fn holds(record: &Record, byte: u8) -> bool {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 64,
+        cases: 128,
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
