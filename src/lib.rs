@@ -74,6 +74,10 @@ compile_error!("shmbus needs Linux on a little-endian machine of 64 bits");
 
 extern crate self as shmbus;
 
+#[cfg(fuzzing)]
+#[doc(hidden)]
+#[path = "fuzzing.rs"]
+pub mod __fuzz;
 #[cfg(not(loom))]
 mod bus;
 #[cfg(not(loom))]

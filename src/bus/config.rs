@@ -7,10 +7,12 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Bus;
 use crate::error::OpenError;
+use crate::link::Link;
 use crate::link::node::Reach;
 use crate::link::place::{self, Place};
 use crate::sys::socket::Socket;
@@ -186,8 +188,13 @@ impl Config {
         socket
             .set_close_on_exec(true)
             .map_err(OpenError::system("mark the parent's link"))?;
+        Ok(self.over(socket)?.0)
+    }
+
+    /// Takes the link over this socket, and no other.
+    pub(crate) fn over(self, socket: Socket) -> Result<(Bus, Arc<Link>), OpenError> {
         let bus = Bus::start(Reach::Inherited, self)?;
-        bus.shared.node.adopt(socket)?;
-        Ok(bus)
+        let link = bus.shared.node.adopt(socket)?;
+        Ok((bus, link))
     }
 }

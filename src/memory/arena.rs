@@ -262,6 +262,9 @@ impl Drop for Block {
 }
 
 #[cfg(all(test, not(loom)))]
+mod properties;
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU32, Ordering};

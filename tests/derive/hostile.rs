@@ -144,6 +144,30 @@ fn spoiled_schemas() {
     assert!(valid > 100, "{valid} of the spoiled schemas were read");
 }
 
+/// What has two fields of one name would be another schema for each who reads it.
+#[test]
+fn names_and_tags_that_come_twice_are_refused() {
+    let good = schema_of::<Mixed>().to_json();
+    let print = good.find("\"fingerprint\"").unwrap();
+    let line = print + good[print..].find('\n').unwrap();
+    let good = format!("{}{}", &good[..print], &good[line + 1..]);
+    Schema::from_json(&good).unwrap();
+    for (is, becomes) in [
+        ("\"name\": \"left\"", "\"name\": \"right\""),
+        ("\"name\": \"number\"", "\"name\": \"small\""),
+        ("\"name\": \"1\"", "\"name\": \"0\""),
+        ("\"name\": \"One\"", "\"name\": \"Two\""),
+        ("\"tag\": 1", "\"tag\": 2"),
+    ] {
+        assert!(good.contains(is), "{is} in {good}");
+        let error = Schema::from_json(&good.replacen(is, becomes, 1)).unwrap_err();
+        assert!(
+            error.to_string().contains("the same name or tag"),
+            "{error}"
+        );
+    }
+}
+
 #[test]
 fn noise() {
     let mut numbers = Numbers(7);

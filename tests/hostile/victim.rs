@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use shmbus::{
     AsyncCall, AsyncServer, Bus, CallError, Change, Config, Delivery, Latest, Publishing, Receiver,
-    SendError, Server, Subscriber, Wait,
+    SendError, Server, Subscriber, Trust, Wait,
 };
 
 use crate::messages::{
@@ -27,6 +27,8 @@ const CONFIG: Config = Config {
     memory_limit: 64 << 20,
     wait: Wait::Park,
     timestamps: false,
+    trust: Trust::SameUser,
+    flight_recorder: 16,
 };
 
 /// The part of the victim.

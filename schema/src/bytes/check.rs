@@ -1,5 +1,8 @@
 //! What a row of a table that someone else made must satisfy.
 
+use std::collections::HashSet;
+use std::hash::Hash;
+
 use super::MAX_NAME;
 use crate::model::{Field, Kind, Primitive, TypeDef, TypeId, Variant};
 
@@ -17,6 +20,9 @@ pub fn size(ty: &TypeDef) -> Result<(), &'static str> {
 pub fn row(types: &[TypeDef], ty: &TypeDef) -> Result<(), &'static str> {
     if ty.kind.children().any(|child| child.index() >= types.len()) {
         return Err("it names a type that is not in the table");
+    }
+    if !is_distinct(&ty.kind) {
+        return Err("two of its fields, or of its variants, have the same name or tag");
     }
     let child = |id: TypeId| &types[id.index()];
     let fits = |field: &Field| {
@@ -72,5 +78,24 @@ pub fn row(types: &[TypeDef], ty: &TypeDef) -> Result<(), &'static str> {
         (true, true) => Ok(()),
         (false, _) => Err(MISSIZED),
         (_, false) => Err(MISPLACED),
+    }
+}
+
+/// Tells whether no two fields bear the same name, and no two variants the same name or tag: each is known
+/// by those.
+fn is_distinct(kind: &Kind) -> bool {
+    fn all<T: Eq + Hash>(mut items: impl Iterator<Item = T>) -> bool {
+        let mut seen = HashSet::new();
+        items.all(|item| seen.insert(item))
+    }
+    let fields = |fields: &[Field]| all(fields.iter().map(|field| &field.name));
+    match kind {
+        Kind::Struct { fields: of, .. } | Kind::Tuple { fields: of } => fields(of),
+        Kind::Enum { variants, .. } => {
+            all(variants.iter().map(|variant| &variant.name))
+                && all(variants.iter().map(|variant| variant.tag))
+                && variants.iter().all(|variant| fields(&variant.fields))
+        }
+        _ => true,
     }
 }

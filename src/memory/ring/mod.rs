@@ -134,6 +134,9 @@ impl Cells {
 }
 
 #[cfg(all(test, not(loom)))]
+mod properties;
+
+#[cfg(all(test, not(loom)))]
 mod tests;
 
 #[cfg(all(test, loom))]

@@ -19,11 +19,11 @@ impl Post for Silent {
     fn ring_tasks(&self, _: u32) {}
 }
 
-fn cells(count: usize) -> Shared<[Cell]> {
+pub(super) fn cells(count: usize) -> Shared<[Cell]> {
     Shared::heap_slice((0..count).map(|_| Cell::new()).collect())
 }
 
-fn back(receiver: &Shared<ReceiverBlock>) -> HandBack {
+pub(super) fn back(receiver: &Shared<ReceiverBlock>) -> HandBack {
     let bell = Shared::heap(Bell::new());
     let sender = Shared::heap(SenderBlock::new());
     let origin = Origin::here().unwrap();
