@@ -4,6 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use rustix::thread::{MembarrierCommand, membarrier};
 use shmbus::{Bus, Config, Delivery, Publishing, Sender, Wait};
 
 use crate::messages::{
@@ -11,6 +12,7 @@ use crate::messages::{
 };
 use crate::operation::{BUS, Operation};
 use crate::page::{Page, Phase, Word};
+use crate::worker::LOOK;
 
 /// How long a survivor may take to answer.
 const START: Duration = Duration::from_secs(10);
@@ -29,7 +31,7 @@ impl Child<'_> {
     fn gate(&self) {
         self.page.enter(Phase::Ready);
         while self.page.get(Word::Go) == 0 {
-            std::hint::spin_loop();
+            thread::sleep(LOOK);
         }
         self.page.enter(Phase::Running);
     }
@@ -63,7 +65,7 @@ impl Child<'_> {
         let start = Instant::now();
         while !is_so()? {
             ensure!(start.elapsed() < START, what);
-            thread::yield_now();
+            thread::sleep(LOOK);
         }
         Ok(())
     }
@@ -72,6 +74,8 @@ impl Child<'_> {
 /// Does an operation as the child with this page; returns only with an error.
 pub fn run(operation: Operation, page: &Page) -> Result<()> {
     let child = Child { page };
+    // Once the process has several threads, the kernel takes some milliseconds for it: for each child.
+    membarrier(MembarrierCommand::RegisterGlobalExpedited)?;
     let bus = Config::default().open(BUS)?;
     match operation {
         Operation::Slot | Operation::Wake => child.send(&bus, SMALL),

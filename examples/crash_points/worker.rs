@@ -31,6 +31,11 @@ const SETTLES: Duration = Duration::from_millis(50);
 const MOST_FAILURES: usize = 5;
 /// So many runs in a row that end before their point end the operation.
 const MOST_EARLY: usize = 3;
+/// So that no copy of a message is done in one instruction.
+const TUNABLES: &str =
+    "glibc.cpu.x86_rep_movsb_threshold=1048576:glibc.cpu.x86_rep_stosb_threshold=1048576";
+/// How long lies between two looks: both sides share a processor.
+pub const LOOK: Duration = Duration::from_micros(20);
 /// How long lies between two words of a worker.
 const WORD: Duration = Duration::from_millis(200);
 
@@ -171,6 +176,8 @@ impl Worker {
         command
             .args(["--child", &self.operation.name()])
             .args(["--page", &self.page.fd().to_string()])
+            // Copies and clears in loops: a `rep movsb` is stepped round by round, a byte each.
+            .env("GLIBC_TUNABLES", TUNABLES)
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         Ok(Reaped(command.spawn().context("the child does not start")?))
@@ -188,7 +195,7 @@ impl Worker {
                 bail!("a new peer is not served: it ended with {status}");
             }
             ensure!(start.elapsed() < START, "a new peer is not served in time");
-            thread::yield_now();
+            thread::sleep(LOOK);
         }
         self.survivor.tend(&self.page, Stage::Meeting)?;
         Ok(child)
@@ -256,7 +263,7 @@ impl Worker {
                 });
                 bail!("{what}");
             }
-            thread::yield_now();
+            thread::sleep(LOOK);
         }
         self.survivor.tend(&self.page, Stage::Dead)?;
         self.survivor.conclude(&self.page)?;
