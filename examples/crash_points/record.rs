@@ -81,21 +81,22 @@ impl Shared {
             ranges,
             now,
         };
-        shared.has_changed()?;
+        shared.has_changed();
         Ok(shared)
     }
 
-    fn has_changed(&mut self) -> Result<bool> {
+    fn has_changed(&mut self) -> bool {
         let mut changed = false;
         for (start, before) in &mut self.ranges {
             self.now.resize(before.len(), 0);
-            self.memory.read_exact_at(&mut self.now, *start)?;
-            if *before != self.now {
+            // What is mapped no more has not changed.
+            let is_there = self.memory.read_exact_at(&mut self.now, *start).is_ok();
+            if is_there && *before != self.now {
                 changed = true;
                 std::mem::swap(before, &mut self.now);
             }
         }
-        Ok(changed)
+        changed
     }
 }
 
@@ -113,7 +114,7 @@ pub fn record(thread: &Thread<'_>, pid: i32, page: &Page, watcher: &Watcher) -> 
             trace.slept.push(trace.at.len());
         }
         trace.at.push(at);
-        if shared.has_changed()? {
+        if shared.has_changed() {
             trace.stores.push(trace.at.len());
         }
     }

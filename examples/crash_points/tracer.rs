@@ -31,8 +31,6 @@ pub enum Stop {
 /// How a run ended, with the thread stopped, or the child dead.
 #[derive(Clone, Copy, Debug)]
 pub struct Ran {
-    /// How many instructions of the operation were done.
-    pub steps: usize,
     /// Where it stands, from the start of the program's text.
     pub at: Option<u64>,
     /// Whether it stands where it was meant to, and the operation was not over before.
@@ -244,7 +242,6 @@ impl<'a> Thread<'a> {
         }
         let dead = stop == Stop::Dead;
         Ok(Ran {
-            steps,
             at: if dead { None } else { self.at()? },
             reached: stop == Stop::Trapped && self.page.phase() != Phase::Ended,
             dead,

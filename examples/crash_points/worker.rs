@@ -34,6 +34,8 @@ const MOST_EARLY: usize = 3;
 /// So that no copy of a message is done in one instruction.
 const TUNABLES: &str =
     "glibc.cpu.x86_rep_movsb_threshold=1048576:glibc.cpu.x86_rep_stosb_threshold=1048576";
+/// What was left so long ago is removed.
+const OLD: Duration = Duration::from_secs(11);
 /// How long lies between two looks: both sides share a processor.
 pub const LOOK: Duration = Duration::from_micros(20);
 /// How long lies between two words of a worker.
@@ -237,7 +239,11 @@ impl Worker {
             false => self.survivor.tend(&self.page, Stage::Stopped),
         };
         thread.kill()?;
-        child.0.wait()?;
+        // Who was killed asleep was waited for already.
+        let waited = child.0.wait();
+        if !is_dead {
+            waited?;
+        }
         looked.with_context(|| format!("before the death at {place}"))?;
         ensure!(!self.watcher.has_hung(), "the child hung at {place}");
         Ok(Death { ran, asleep, place })
@@ -278,8 +284,14 @@ impl Worker {
     fn first(&mut self) -> Result<Trace> {
         let mut trace = Trace::default();
         self.has = None;
-        for _ in 0..FIRST {
-            self.live(Way::Record(&mut trace))?;
+        for number in 1..=FIRST {
+            let steps = if number % 2 == 0 { 0 } else { usize::MAX };
+            let asleep = false;
+            let way = match number {
+                FIRST => Way::Record(&mut trace),
+                _ => Way::Kill(Point { steps, asleep }, None),
+            };
+            self.live(way)?;
             self.bury()?;
         }
         self.has = Some(Resources::of(&*self.survivor)?);
@@ -379,12 +391,19 @@ pub fn run(task: Task) -> Result<()> {
     }
     // One more peer is served, and nothing is left when all are gone.
     let mut last = || {
-        worker.live(Way::Record(&mut Trace::default()))?;
+        let (steps, asleep) = (usize::MAX, false);
+        worker.live(Way::Kill(Point { steps, asleep }, None))?;
         worker.bury()
     };
     let mut last = last();
     drop(worker);
-    let left = leftovers()?;
+    let mut left = leftovers()?;
+    if !left.is_empty() {
+        // What is new may be about to be used: it is removed by whoever leaves later.
+        thread::sleep(OLD);
+        drop(survivor::of(Operation::Slot, &Arc::new(Page::new()?))?);
+        left = leftovers()?;
+    }
     if last.is_ok() && !left.is_empty() {
         last = Err(anyhow::anyhow!("the bus was left with {left:?}"));
     }

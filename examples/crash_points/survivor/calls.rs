@@ -171,35 +171,31 @@ impl Survivor for Serving {
             page.set(Word::Sent, 1);
         }
         let is_cancelled = self.call.as_ref().is_some_and(AsyncCall::is_cancelled);
-        match stage {
-            Stage::Meeting => ensure!(!is_cancelled, "the call is cancelled"),
-            Stage::Stopped => ensure!(
-                is_cancelled == (page.get(Word::Done) == 1) || page.get(Word::Begun) == 1,
-                "the call is cancelled: {is_cancelled}"
-            ),
-            Stage::Dead => {}
-        }
+        let is_given_up = page.get(Word::Begun) > 0 || stage == Stage::Dead;
+        ensure!(!is_cancelled || is_given_up, "a call is cancelled by itself");
         if stage == Stage::Stopped && page.get(Word::Done) == 1 {
-            ensure!(is_cancelled, "the call is not cancelled");
+            ensure!(is_cancelled, "a call that was given up is not cancelled");
         }
         Ok(())
     }
 
-    fn missing(&mut self, _: &Page) -> Result<Option<String>> {
-        let Some(call) = &self.call else {
-            return Ok(None);
-        };
-        Ok((!call.is_cancelled()).then(|| "the server does not learn of the death".to_owned()))
+    fn missing(&mut self, page: &Page) -> Result<Option<String>> {
+        match self.call.take_if(|call| call.is_cancelled()) {
+            // What it has of the child goes with it.
+            Some(call) => match call.reply(&note(page.id(1), LARGE)) {
+                Ok(()) | Err(SendError::Cancelled) => {}
+                Err(error) => return Err(error).context("the reply to one who was killed"),
+            },
+            None if self.call.is_some() => {
+                return Ok(Some("the server does not learn of the death".to_owned()));
+            }
+            None => {}
+        }
+        Ok(None)
     }
 
-    fn conclude(&mut self, page: &Page) -> Result<()> {
-        let Some(call) = self.call.take() else {
-            return Ok(());
-        };
-        match call.reply(&note(page.id(1), LARGE)) {
-            Ok(()) | Err(SendError::Cancelled) => Ok(()),
-            Err(error) => Err(error).context("the reply to one who was killed"),
-        }
+    fn conclude(&mut self, _: &Page) -> Result<()> {
+        Ok(())
     }
 
     fn buses(&self) -> Vec<&Bus> {
