@@ -80,8 +80,15 @@ pub fn state(key: &str, id: u64, len: usize) -> State {
 ///
 /// What is wrong with it.
 pub fn check(id: u64, found: &[u8], len: usize) -> Result<()> {
-    ensure!(found.len() == len, "message {id:#x} has {} bytes", found.len());
-    let torn = found.iter().enumerate().find(|&(index, &b)| b != byte(id, index));
+    ensure!(
+        found.len() == len,
+        "message {id:#x} has {} bytes",
+        found.len()
+    );
+    let torn = found
+        .iter()
+        .enumerate()
+        .find(|&(index, &b)| b != byte(id, index));
     ensure!(torn.is_none(), "message {id:#x} is torn at {torn:?}");
     Ok(())
 }

@@ -65,11 +65,16 @@ impl Shared {
                 continue;
             };
             let is_page = line.contains("crash-points");
-            let Some((start, end)) = range.split_once('-').filter(|_| rights == "rw-s" && !is_page)
+            let Some((start, end)) = range
+                .split_once('-')
+                .filter(|_| rights == "rw-s" && !is_page)
             else {
                 continue;
             };
-            let (start, end) = (u64::from_str_radix(start, 16)?, u64::from_str_radix(end, 16)?);
+            let (start, end) = (
+                u64::from_str_radix(start, 16)?,
+                u64::from_str_radix(end, 16)?,
+            );
             let len = ((end - start) as usize).min(left);
             left -= len;
             ranges.push((start, vec![0; len]));

@@ -17,7 +17,15 @@ pub struct Outcome {
 }
 
 const HEADER: [&str; 10] = [
-    "operation", "instructions", "stores", "points", "deaths", "exact", "asleep", "early", "seconds",
+    "operation",
+    "instructions",
+    "stores",
+    "points",
+    "deaths",
+    "exact",
+    "asleep",
+    "early",
+    "seconds",
     "failures",
 ];
 
@@ -29,7 +37,9 @@ pub fn table(outcomes: &[Outcome]) -> Table {
     let mut seconds = 0.0;
     for Outcome { operation, summary } in outcomes {
         let numbers = numbers(summary);
-        sums.iter_mut().zip(numbers).for_each(|(sum, number)| *sum += number);
+        sums.iter_mut()
+            .zip(numbers)
+            .for_each(|(sum, number)| *sum += number);
         seconds += summary.seconds;
         table.add_row(row(operation.name(), numbers, summary.seconds));
     }
@@ -69,7 +79,9 @@ pub fn failures(outcomes: &[Outcome]) -> Vec<String> {
             let (name, steps) = (operation.name(), failure.steps);
             let how = if failure.asleep { " asleep" } else { "" };
             let (place, what) = (&failure.place, &failure.what);
-            lines.push(format!("{name}: killed{how} after {steps} instructions ({place}): {what}"));
+            lines.push(format!(
+                "{name}: killed{how} after {steps} instructions ({place}): {what}"
+            ));
         }
     }
     lines

@@ -177,22 +177,26 @@ impl Common<'_> {
     /// As [`work`](Self::work); that it failed is a failure of the operation.
     fn outcome(&self, operation: Operation, processor: usize) -> Outcome {
         self.bar.set_message(operation.name());
-        let summary = self.work(operation, processor).unwrap_or_else(|error| Summary {
-            failures: vec![Failure {
-                steps: 0,
-                asleep: false,
-                place: "-".to_owned(),
-                what: format!("{error:#}"),
-            }],
-            ..Summary::default()
-        });
+        let summary = self
+            .work(operation, processor)
+            .unwrap_or_else(|error| Summary {
+                failures: vec![Failure {
+                    steps: 0,
+                    asleep: false,
+                    place: "-".to_owned(),
+                    what: format!("{error:#}"),
+                }],
+                ..Summary::default()
+            });
         Outcome { operation, summary }
     }
 }
 
 fn processors() -> Result<Vec<usize>> {
     let set = sched_getaffinity(None)?;
-    Ok((0..CpuSet::MAX_CPU).filter(|&processor| set.is_set(processor)).collect())
+    Ok((0..CpuSet::MAX_CPU)
+        .filter(|&processor| set.is_set(processor))
+        .collect())
 }
 
 fn kill_all(options: &Options) -> Result<bool> {
@@ -201,7 +205,10 @@ fn kill_all(options: &Options) -> Result<bool> {
         false => options.only.clone(),
     };
     let processors = processors()?;
-    let jobs = options.jobs.unwrap_or(processors.len()).clamp(1, operations.len());
+    let jobs = options
+        .jobs
+        .unwrap_or(processors.len())
+        .clamp(1, operations.len());
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
     let seed = options.seed.unwrap_or(u64::from(now.subsec_nanos()));
     if !options.all {
@@ -236,13 +243,19 @@ fn kill_all(options: &Options) -> Result<bool> {
         }
     });
     bar.finish_and_clear();
-    let mut outcomes = outcomes.into_inner().map_err(|_| anyhow!("a thread panicked"))?;
+    let mut outcomes = outcomes
+        .into_inner()
+        .map_err(|_| anyhow!("a thread panicked"))?;
     let place = |outcome: &Outcome| operations.iter().position(|&o| o == outcome.operation);
     outcomes.sort_by_key(place);
     println!("{}", report::table(&outcomes));
-    report::failures(&outcomes).iter().for_each(|line| println!("{line}"));
+    report::failures(&outcomes)
+        .iter()
+        .for_each(|line| println!("{line}"));
     if let Some(file) = &common.options.json {
         fs::write(file, report::json(&outcomes, seed)?)?;
     }
-    Ok(outcomes.iter().all(|outcome| outcome.summary.failures.is_empty()))
+    Ok(outcomes
+        .iter()
+        .all(|outcome| outcome.summary.failures.is_empty()))
 }

@@ -206,11 +206,21 @@ impl<'a> Thread<'a> {
 
     fn break_at(&self, address: Option<u64>) -> Result<()> {
         if let Some(address) = address {
-            ptrace(libc::PTRACE_POKEUSER, self.tid, debug_register(0), address as usize)?;
+            ptrace(
+                libc::PTRACE_POKEUSER,
+                self.tid,
+                debug_register(0),
+                address as usize,
+            )?;
         }
         // Bit 0: register 0, on execution, in this thread.
         let control = usize::from(address.is_some());
-        Ok(ptrace(libc::PTRACE_POKEUSER, self.tid, debug_register(7), control)?)
+        Ok(ptrace(
+            libc::PTRACE_POKEUSER,
+            self.tid,
+            debug_register(7),
+            control,
+        )?)
     }
 
     /// Runs to an anchor.

@@ -143,13 +143,7 @@ impl Watcher {
         }
     }
 
-    fn asleep(
-        &self,
-        page: &Page,
-        watched: &mut Watched,
-        (pid, tid): (i32, i32),
-        given: &mut bool,
-    ) {
+    fn asleep(&self, page: &Page, watched: &mut Watched, (pid, tid): (i32, i32), given: &mut bool) {
         // Relaxed: what was done before is not looked at through it.
         let is_over = |over: &Arc<AtomicBool>| over.load(Ordering::Relaxed);
         if page.phase() == Phase::Ended || watched.over.as_ref().is_some_and(is_over) {

@@ -119,7 +119,10 @@ impl Resources {
     }
 
     fn is_within(&self, most: &Resources) -> bool {
-        self.used.iter().zip(&most.used).all(|(used, most)| used <= most)
+        self.used
+            .iter()
+            .zip(&most.used)
+            .all(|(used, most)| used <= most)
             && self.descriptors <= most.descriptors
             && self.mapped <= most.mapped
     }
@@ -211,7 +214,8 @@ impl Worker {
             true => *named(pid, "shmbus")?.first().context("no quiet thread")?,
             false => pid,
         };
-        self.watcher.prepare(self.survivor.awaited(), self.survivor.over());
+        self.watcher
+            .prepare(self.survivor.awaited(), self.survivor.over());
         let thread = Thread::seize(pid, tid, &self.page, &self.watcher)?;
         thread.enter()?;
         if let Some(started) = self.survivor.started() {
@@ -265,7 +269,10 @@ impl Worker {
             }
             if start.elapsed() > LEARNS {
                 let what = missing.unwrap_or_else(|| {
-                    format!("not all is back: {resources:?}, where it was {:?}", self.has)
+                    format!(
+                        "not all is back: {resources:?}, where it was {:?}",
+                        self.has
+                    )
                 });
                 bail!("{what}");
             }

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
@@ -352,7 +353,14 @@ impl Node {
         let fd = link.socket().as_fd();
         if let Err(error) = self.epoll.add(fd, token).and_then(|()| link.hello()) {
             link.die(None);
-            return Err(OpenError::system("greet a peer")(error));
+            // One that has died is found dead, as if that had been right behind the greeting.
+            let has_died = matches!(
+                error.kind(),
+                ErrorKind::BrokenPipe | ErrorKind::ConnectionReset
+            );
+            if !has_died || matches!(self.reach, Reach::Inherited) {
+                return Err(OpenError::system("greet a peer")(error));
+            }
         }
         let names: Vec<_> = lock(&self.ports).keys().cloned().collect();
         for name in names {
@@ -502,5 +510,24 @@ impl Drive for Node {
             }
         }
         true
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use crate::link::topics::tests::{Party, parties};
+    use crate::sys::socket::Socket;
+
+    /// A process that is killed takes some time to end: others may reach its socket a last time.
+    #[test]
+    fn who_is_gone_before_it_is_greeted_is_found_dead() {
+        let [Party(node)] = &parties();
+        let (ours, theirs) = Socket::pair().unwrap();
+        drop(theirs);
+        let link = node.adopt(ours).unwrap();
+        assert!(link.is_dead() && !link.wait_hello());
+        assert!(link.fault().is_none());
+        assert_eq!(node.all_links().len(), 0);
+        assert_eq!(node.take_incidents(), []);
     }
 }

@@ -68,13 +68,22 @@ impl Node {
                 }
             }
         };
-        lock(&self.ports).insert(name.to_owned(), port);
+        self.stand(name, port);
         for link in self.all_links() {
             let _ = link.say(&Control::Serving {
                 name: name.to_owned(),
             });
         }
         Ok(Offer::new(self, name.to_owned(), owned))
+    }
+
+    /// From now on peers are given this port by its name. One that is made behind the end of the only link ends at
+    /// once: whoever ends that link ends all ports that are there then, under the lock by which this one comes.
+    pub(super) fn stand(&self, name: &str, port: Arc<dyn Port>) {
+        lock(&self.ports).insert(name.to_owned(), port.clone());
+        if matches!(self.reach(), Reach::Inherited) && self.all_links().is_empty() {
+            port.end();
+        }
     }
 
     pub(super) fn listen(&self, place: &Place, socket: &str) -> Result<(), OpenError> {

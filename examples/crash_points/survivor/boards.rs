@@ -49,10 +49,16 @@ impl Survivor for Reading {
             let (last, begun) = (self.last, page.get(Word::Begun));
             self.last = number;
             ensure!(number >= last, "value {number} came after {last}");
-            ensure!((before..=begun).contains(&number), "value {number} of {before} to {begun}");
+            ensure!(
+                (before..=begun).contains(&number),
+                "value {number} of {before} to {begun}"
+            );
         }
         if stage == Stage::Stopped && page.phase() >= Phase::Running {
-            ensure!(found.is_some() && other.is_some(), "a value is gone before its publisher");
+            ensure!(
+                found.is_some() && other.is_some(),
+                "a value is gone before its publisher"
+            );
         }
         Ok(())
     }
@@ -92,7 +98,8 @@ impl Replacing {
 
     fn publish(&mut self, page: &Page) -> Result<()> {
         self.sent += 1;
-        self.publisher.publish(&state("key", page.id(self.sent), LARGE))?;
+        self.publisher
+            .publish(&state("key", page.id(self.sent), LARGE))?;
         page.set(Word::Sent, self.sent);
         Ok(())
     }

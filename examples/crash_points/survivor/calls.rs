@@ -6,9 +6,7 @@ use std::sync::{Mutex, mpsc};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use shmbus::{
-    AsyncCall, AsyncServer, Bus, CallError, ConnectError, SendError, Sender,
-};
+use shmbus::{AsyncCall, AsyncServer, Bus, CallError, ConnectError, SendError, Sender};
 
 use super::lanes::{START, is_closed, lock};
 use super::{Stage, Survivor, open};
@@ -43,7 +41,9 @@ impl Survivor for Nobody {
             Err(error) => return Err(error).context("the port of the dead"),
             Ok(_) => bail!("a dead process received"),
         }
-        self.bus.receiver::<Note>(INBOX).context("the name of the dead is not free")?;
+        self.bus
+            .receiver::<Note>(INBOX)
+            .context("the name of the dead is not free")?;
         Ok(())
     }
 
@@ -82,9 +82,14 @@ fn connect(bus: &Bus) -> Connected {
 /// Whether an error says no more than that the other side is gone.
 fn is_death(error: &anyhow::Error) -> bool {
     let connecting = error.downcast_ref::<ConnectError>().map(|error| {
-        matches!(error, ConnectError::Lost { fault: None, .. } | ConnectError::NoServer { .. })
+        matches!(
+            error,
+            ConnectError::Lost { fault: None, .. } | ConnectError::NoServer { .. }
+        )
     });
-    let sending = error.downcast_ref().map(|error| matches!(error, SendError::Closed { .. }));
+    let sending = error
+        .downcast_ref()
+        .map(|error| matches!(error, SendError::Closed { .. }));
     connecting.or(sending).unwrap_or(false)
 }
 
@@ -96,7 +101,10 @@ impl Survivor for Connecting {
         let mut connecting = lock(&self.connecting);
         if connecting.as_ref().is_some_and(JoinHandle::is_finished) {
             let connected = connecting.take().map(JoinHandle::join);
-            match connected.context("nobody connects")?.map_err(|_| anyhow!("a panic"))? {
+            match connected
+                .context("nobody connects")?
+                .map_err(|_| anyhow!("a panic"))?
+            {
                 Ok(sender) => self.sender = Some(sender),
                 Err(error) if is_death(&error) => {}
                 Err(error) => return Err(error).context("connecting to one who was killed"),
@@ -125,7 +133,8 @@ impl Survivor for Connecting {
     }
 
     fn started(&self) -> Option<Awaited> {
-        let (bus, over, connecting) = (self.bus.clone(), self.over.clone(), self.connecting.clone());
+        let (bus, over, connecting) =
+            (self.bus.clone(), self.over.clone(), self.connecting.clone());
         Some(Arc::new(move || {
             let (bus, over) = (bus.clone(), over.clone());
             let thread = thread::spawn(move || {
@@ -165,14 +174,20 @@ impl Serving {
 impl Survivor for Serving {
     fn tend(&mut self, page: &Page, stage: Stage) -> Result<()> {
         if let Some(call) = self.server.try_next()? {
-            ensure!(stage == Stage::Meeting && self.call.is_none(), "a call too many");
+            ensure!(
+                stage == Stage::Meeting && self.call.is_none(),
+                "a call too many"
+            );
             ensure!(call.id == page.id(1), "call {} came", call.id);
             self.call = Some(call);
             page.set(Word::Sent, 1);
         }
         let is_cancelled = self.call.as_ref().is_some_and(AsyncCall::is_cancelled);
         let is_given_up = page.get(Word::Begun) > 0 || stage == Stage::Dead;
-        ensure!(!is_cancelled || is_given_up, "a call is cancelled by itself");
+        ensure!(
+            !is_cancelled || is_given_up,
+            "a call is cancelled by itself"
+        );
         if stage == Stage::Stopped && page.get(Word::Done) == 1 {
             ensure!(is_cancelled, "a call that was given up is not cancelled");
         }
@@ -253,13 +268,18 @@ impl Survivor for Calling {
     }
 
     fn missing(&mut self, _: &Page) -> Result<Option<String>> {
-        let waits = self.thread.as_ref().is_some_and(|thread| !thread.is_finished());
+        let waits = self
+            .thread
+            .as_ref()
+            .is_some_and(|thread| !thread.is_finished());
         Ok(waits.then(|| "the client does not learn of the death".to_owned()))
     }
 
     fn conclude(&mut self, page: &Page) -> Result<()> {
         let called = self.thread.take().map(JoinHandle::join);
-        called.context("nobody called")?.map_err(|_| anyhow!("a panic"))??;
+        called
+            .context("nobody called")?
+            .map_err(|_| anyhow!("a panic"))??;
         let answered = *lock(&self.answered);
         ensure!(
             page.allows(answered),

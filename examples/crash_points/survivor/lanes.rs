@@ -61,7 +61,10 @@ impl Survivor for Taking {
 
     fn missing(&mut self, page: &Page) -> Result<Option<String>> {
         // A child that only connects sends nothing.
-        Ok(self.tally.missing(page).filter(|_| page.get(Word::Done) > 1))
+        Ok(self
+            .tally
+            .missing(page)
+            .filter(|_| page.get(Word::Done) > 1))
     }
 
     fn conclude(&mut self, page: &Page) -> Result<()> {
@@ -143,13 +146,19 @@ impl Survivor for Sleeping {
     fn missing(&mut self, page: &Page) -> Result<Option<String>> {
         let numbers = &lock(&self.taken).numbers;
         let taken = numbers.get(&page.get(Word::Run)).copied();
-        Ok(Tally { taken: taken.unwrap_or(0) }.missing(page))
+        Ok(Tally {
+            taken: taken.unwrap_or(0),
+        }
+        .missing(page))
     }
 
     fn conclude(&mut self, page: &Page) -> Result<()> {
         let mut taken = lock(&self.taken);
         // What was not promised may come late: it is judged when the next child is dead.
-        if let Some((run, begun)) = self.before.replace((page.get(Word::Run), page.get(Word::Begun))) {
+        if let Some((run, begun)) = self
+            .before
+            .replace((page.get(Word::Run), page.get(Word::Begun)))
+        {
             let number = taken.numbers.remove(&run).unwrap_or(0);
             ensure!(number <= begun, "{number} messages came, of {begun}");
         }

@@ -82,9 +82,7 @@ pub fn of(operation: Operation, page: &Arc<Page>) -> Result<Box<dyn Survivor>> {
         Operation::Grow => Box::new(lanes::Taking::growing(LARGE, LARGER)?),
         Operation::Wake => Box::new(lanes::Sleeping::open(SMALL)?),
         Operation::Receive => Box::new(lanes::Sending::open(SMALL)?),
-        Operation::Sleep => {
-            Box::new(lanes::Sending::open(SMALL)?.when_asleep(page.clone()))
-        }
+        Operation::Sleep => Box::new(lanes::Sending::open(SMALL)?.when_asleep(page.clone())),
         Operation::ReceiveSlab | Operation::HandBack => Box::new(lanes::Sending::open(LARGE)?),
         Operation::Accept => Box::new(calls::Connecting::open()?),
         Operation::Offer => Box::new(calls::Nobody::open()?),
@@ -132,7 +130,10 @@ impl Tally {
     fn take(&mut self, page: &Page, id: u64) -> Result<u64> {
         let number = self.taken + 1;
         let expected = page.id(number);
-        ensure!(id == expected, "message {id:#x} came where {expected:#x} was next");
+        ensure!(
+            id == expected,
+            "message {id:#x} came where {expected:#x} was next"
+        );
         self.taken = number;
         Ok(number)
     }
@@ -148,7 +149,10 @@ impl Tally {
     fn conclude(&mut self, page: &Page) -> Result<()> {
         let Tally { taken } = std::mem::take(self);
         let (begun, done) = (page.get(Word::Begun), page.get(Word::Done));
-        ensure!(page.allows(taken), "{taken} messages came, of {done} to {begun}");
+        ensure!(
+            page.allows(taken),
+            "{taken} messages came, of {done} to {begun}"
+        );
         Ok(())
     }
 }

@@ -98,7 +98,10 @@ impl Survivor for Behind {
                     let id = note.id.to_native();
                     self.taken += 1;
                     let expected = page.id(self.taken + self.missed);
-                    ensure!(id == expected, "message {id:#x} came where {expected:#x} was next");
+                    ensure!(
+                        id == expected,
+                        "message {id:#x} came where {expected:#x} was next"
+                    );
                     check(id, &note.content, SMALL)?;
                 }
                 Err(ReceiveError::Lagged { missed, .. }) => self.missed += missed,
@@ -110,11 +113,15 @@ impl Survivor for Behind {
 
     fn missing(&mut self, page: &Page) -> Result<Option<String>> {
         let (done, known) = (page.get(Word::Done), self.taken + self.missed);
-        Ok((known < done).then(|| format!("{done} were published, and {known} came or were missed")))
+        Ok((known < done)
+            .then(|| format!("{done} were published, and {known} came or were missed")))
     }
 
     fn conclude(&mut self, page: &Page) -> Result<()> {
-        let (taken, missed) = (std::mem::take(&mut self.taken), std::mem::take(&mut self.missed));
+        let (taken, missed) = (
+            std::mem::take(&mut self.taken),
+            std::mem::take(&mut self.missed),
+        );
         ensure!(
             page.get(Word::Begun) == 0 || missed > 0,
             "the subscriber was never behind"
