@@ -34,6 +34,8 @@ const MOST_EARLY: usize = 3;
 /// So that no copy of a message is done in one instruction.
 const TUNABLES: &str =
     "glibc.cpu.x86_rep_movsb_threshold=1048576:glibc.cpu.x86_rep_stosb_threshold=1048576";
+/// So many children leave what they leave, for the bus to remove.
+const LEFT: u64 = 20;
 /// What was left so long ago is removed.
 const OLD: Duration = Duration::from_secs(11);
 /// How long lies between two looks: both sides share a processor.
@@ -137,6 +139,8 @@ struct Worker {
     /// What the survivor has when no child lives.
     has: Option<Resources>,
     runs: u64,
+    /// The child that lives, or died last.
+    pid: i32,
 }
 
 /// Kills a child when nobody waits for it any more.
@@ -173,6 +177,7 @@ impl Worker {
             survivor,
             has: None,
             runs: 0,
+            pid: 0,
         })
     }
 
@@ -210,6 +215,7 @@ impl Worker {
     fn live(&mut self, way: Way<'_>) -> Result<Death> {
         let mut child = self.meet()?;
         let pid = child.0.id() as i32;
+        self.pid = pid;
         let tid = match self.operation.is_of_quiet_thread() {
             true => *named(pid, "shmbus")?.first().context("no quiet thread")?,
             false => pid,
@@ -280,6 +286,9 @@ impl Worker {
         }
         self.survivor.tend(&self.page, Stage::Dead)?;
         self.survivor.conclude(&self.page)?;
+        if self.runs > LEFT {
+            remove_socket(self.pid)?;
+        }
         for bus in self.survivor.buses() {
             let incidents = bus.take_incidents();
             ensure!(incidents.is_empty(), "incidents: {incidents:?}");
@@ -326,14 +335,31 @@ impl Worker {
     }
 }
 
-/// What a directory of a bus is left with when nobody has it open.
-fn leftovers() -> Result<Vec<PathBuf>> {
+/// The directory of the bus.
+fn directory() -> Result<PathBuf> {
     let root = std::env::var_os("XDG_RUNTIME_DIR").context("no XDG_RUNTIME_DIR")?;
-    let place = PathBuf::from(root).join("shmbus").join(BUS);
-    match fs::read_dir(place) {
+    Ok(PathBuf::from(root).join("shmbus").join(BUS))
+}
+
+/// What the directory of the bus is left with when nobody has it open.
+fn leftovers() -> Result<Vec<PathBuf>> {
+    match fs::read_dir(directory()?) {
         Err(_) => Ok(Vec::new()),
         Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),
     }
+}
+
+/// Removes the socket of a child that is dead. The bus does so, too, but not before some seconds have passed: until
+/// then thousands of children would leave thousands of them, and each look at the directory take as long.
+fn remove_socket(pid: i32) -> Result<()> {
+    let of_it = format!("node-{pid}-");
+    for entry in fs::read_dir(directory()?)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(&of_it) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Does a task, and says how far it is on standard output.
