@@ -91,9 +91,12 @@ impl Behind {
 
 impl Survivor for Behind {
     fn tend(&mut self, page: &Page, stage: Stage) -> Result<()> {
-        while stage == Stage::Dead {
+        if stage != Stage::Dead {
+            return Ok(());
+        }
+        loop {
             match self.subscriber.try_next() {
-                Ok(None) => break,
+                Ok(None) => return Ok(()),
                 Ok(Some(note)) => {
                     let id = note.id.to_native();
                     self.taken += 1;
@@ -108,7 +111,6 @@ impl Survivor for Behind {
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(())
     }
 
     fn missing(&mut self, page: &Page) -> Result<Option<String>> {
