@@ -6,6 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Mutex;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -20,6 +21,8 @@ use crate::page::Page;
 use crate::report::{self, Outcome};
 use crate::worker::{self, Failure, Summary, Task, Word};
 
+/// A worker that says nothing for so long hangs.
+const SILENT: Duration = Duration::from_secs(300);
 /// How finely progress is shown.
 const PARTS: f64 = 1_000.0;
 
@@ -157,9 +160,20 @@ impl Common<'_> {
         }
         let mut work = Work(command.spawn()?);
         let out = work.0.stdout.take().context("it is piped")?;
+        let (said, words) = mpsc::channel();
+        thread::spawn(move || {
+            let mut lines = BufReader::new(out).lines();
+            // Until nobody listens any more.
+            while lines.next().is_some_and(|line| said.send(line).is_ok()) {}
+        });
         let mut shown = 0.0;
-        for line in BufReader::new(out).lines() {
-            match serde_json::from_str(&line?)? {
+        loop {
+            let line = match words.recv_timeout(SILENT) {
+                Ok(line) => line?,
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => return Err(anyhow!("the worker hangs")),
+            };
+            match serde_json::from_str(&line)? {
                 Word::Progress { done } => {
                     self.bar.inc(((done - shown) * PARTS).max(0.0) as u64);
                     shown = done;

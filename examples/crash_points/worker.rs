@@ -419,7 +419,16 @@ pub fn run(task: Task) -> Result<()> {
                 place,
                 what: format!("{error:#}"),
             });
-            worker.renew().context("another survivor")?;
+            if let Err(error) = worker.renew() {
+                let place = "with another survivor".to_owned();
+                summary.failures.push(Failure {
+                    steps: 0,
+                    asleep: false,
+                    place,
+                    what: format!("{error:#}"),
+                });
+                break;
+            }
         }
     }
     // One more peer is served, and nothing is left when all are gone.
