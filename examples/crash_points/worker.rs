@@ -22,7 +22,7 @@ use crate::watcher::Watcher;
 /// How long a survivor may take to learn of a death, and to have all back: far longer than it ever does.
 const LEARNS: Duration = Duration::from_secs(10);
 /// How long a child may take to get to its gate.
-const START: Duration = Duration::from_secs(20);
+const START: Duration = Duration::from_secs(60);
 /// Children that die before what a survivor has is taken for what it always has.
 const FIRST: usize = 3;
 /// How long they are waited for.
@@ -204,7 +204,10 @@ impl Worker {
             if let Some(status) = child.0.try_wait()? {
                 bail!("a new peer is not served: it ended with {status}");
             }
-            ensure!(start.elapsed() < START, "a new peer is not served in time");
+            if start.elapsed() > START {
+                let pid = child.0.id();
+                bail!("a new peer is not served in time: {}", threads(pid)?);
+            }
             thread::sleep(LOOK);
         }
         self.survivor.tend(&self.page, Stage::Meeting)?;
@@ -333,6 +336,19 @@ impl Worker {
         let buried = self.bury();
         Ok((death, buried))
     }
+}
+
+/// What each thread of a process does: its name, its state, its system call, and where that waits.
+fn threads(pid: u32) -> Result<String> {
+    let mut found = Vec::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let read = |file| fs::read_to_string(task.as_ref().map(|t| t.path().join(file)).ok()?).ok();
+        let words = ["comm", "stat", "syscall", "wchan"].map(|file| read(file).unwrap_or_default());
+        let [name, stat, call, wait] = words.each_ref().map(|word| word.trim_end());
+        let state = stat.rsplit_once(") ").map_or("", |(_, state)| &state[..1]);
+        found.push(format!("{name} {state}, call {call}, in {wait}"));
+    }
+    Ok(found.join("; "))
 }
 
 /// The directory of the bus.
