@@ -392,7 +392,18 @@ impl Node {
 
     /// As [`begin_link`](Self::begin_link), and waits for the other side to greet.
     pub(crate) fn link_to(self: &Arc<Self>, owner: &Owner) -> Result<Arc<Link>, ConnectError> {
-        let link = self.begin_link(owner)?;
+        let link = match self.begin_link(owner) {
+            // Its lock stands and nobody listens: it is about to end.
+            Err(OpenError::System { source, .. })
+                if source.kind() == ErrorKind::ConnectionRefused =>
+            {
+                return Err(ConnectError::Lost {
+                    pid: owner.pid,
+                    fault: None,
+                });
+            }
+            begun => begun?,
+        };
         if !link.wait_hello() {
             link.die(None);
             return Err(ConnectError::Lost {
@@ -515,8 +526,9 @@ impl Drive for Node {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use super::*;
+    use crate::link::place::Claim;
     use crate::link::topics::tests::{Party, parties};
-    use crate::sys::socket::Socket;
 
     /// A process that is killed takes some time to end: others may reach its socket a last time.
     #[test]
@@ -529,5 +541,29 @@ mod tests {
         assert!(link.fault().is_none());
         assert_eq!(node.all_links().len(), 0);
         assert_eq!(node.take_incidents(), []);
+    }
+    /// Of one that is killed, the socket may be closed before the kernel frees its locks.
+    #[test]
+    fn whose_name_stands_and_who_listens_no_more_is_lost() {
+        let [Party(here), Party(there)] = &parties();
+        let Reach::Name { place, socket, .. } = there.reach() else {
+            unreachable!("it has a name");
+        };
+        drop(place.listen(socket).unwrap());
+        let claim = place.claim("gone", socket, there.origin()).unwrap();
+        assert!(matches!(claim, Claim::Ours(_)));
+        let owner = here_finds(here, "gone");
+        let error = here.link_to(&owner).err();
+        assert!(
+            matches!(error, Some(ConnectError::Lost { pid, fault: None }) if pid == owner.pid),
+            "{error:?}"
+        );
+    }
+
+    fn here_finds(node: &Node, port: &str) -> Owner {
+        let Reach::Name { place, .. } = node.reach() else {
+            unreachable!("it has a name");
+        };
+        place.find(port).unwrap().unwrap()
     }
 }
