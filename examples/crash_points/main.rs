@@ -10,6 +10,8 @@
 #[cfg(target_arch = "x86_64")]
 mod child;
 #[cfg(target_arch = "x86_64")]
+mod left;
+#[cfg(target_arch = "x86_64")]
 mod messages;
 #[cfg(target_arch = "x86_64")]
 mod operation;
@@ -25,6 +27,8 @@ mod report;
 mod run;
 #[cfg(target_arch = "x86_64")]
 mod survivor;
+#[cfg(target_arch = "x86_64")]
+mod task;
 #[cfg(target_arch = "x86_64")]
 mod tracer;
 #[cfg(target_arch = "x86_64")]

@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
 
 use crate::operation::Operation;
-use crate::worker::Summary;
+use crate::task::Summary;
 
 /// What one operation came to.
 #[derive(Serialize)]

@@ -19,7 +19,7 @@ use crate::child;
 use crate::operation::Operation;
 use crate::page::Page;
 use crate::report::{self, Outcome};
-use crate::worker::{self, Failure, Summary, Task, Word};
+use crate::task::{self, Failure, Summary, Task, Word};
 
 /// A worker that says nothing for so long hangs.
 const SILENT: Duration = Duration::from_secs(300);
@@ -95,7 +95,7 @@ fn be_worker(options: &Options, operation: Operation) -> Result<bool> {
         set.set(processor);
         sched_setaffinity(None, &set)?;
     }
-    worker::run(Task {
+    task::run(Task {
         operation,
         seed: options.seed.unwrap_or(0),
         time: options.seconds.map(Duration::from_secs_f64),
