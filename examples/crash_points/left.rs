@@ -40,15 +40,17 @@ impl Resources {
     }
 }
 
-/// What each thread of a process does: its name, its state, its system call, and where that waits.
+/// What each thread of a process does: its name, its state, its system call, where that waits, and for how many
+/// nanoseconds it has run, and has waited for a processor.
 pub fn threads(pid: u32) -> Result<String> {
     let mut found = Vec::new();
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         let read = |file| fs::read_to_string(task.as_ref().map(|t| t.path().join(file)).ok()?).ok();
-        let words = ["comm", "stat", "syscall", "wchan"].map(|file| read(file).unwrap_or_default());
-        let [name, stat, call, wait] = words.each_ref().map(|word| word.trim_end());
+        let files = ["comm", "stat", "syscall", "wchan", "schedstat"];
+        let words = files.map(|file| read(file).unwrap_or_default());
+        let [name, stat, call, wait, ran] = words.each_ref().map(|word| word.trim_end());
         let state = stat.rsplit_once(") ").map_or("", |(_, state)| &state[..1]);
-        found.push(format!("{name} {state}, call {call}, in {wait}"));
+        found.push(format!("{name} {state}, call {call}, in {wait}, ran {ran}"));
     }
     Ok(found.join("; "))
 }

@@ -135,7 +135,11 @@ impl<'a> Thread<'a> {
         self.page.set(Word::Go, 1);
         while self.tid == self.pid && self.page.phase() < Phase::Running {
             let stop = self.step()?;
-            ensure!(stop == Stop::Trapped, "the child is lost at its gate");
+            let hung = self.watcher.hung();
+            ensure!(
+                stop == Stop::Trapped,
+                "the child is lost at its gate: {stop:?}, hung {hung:?}"
+            );
         }
         Ok(())
     }

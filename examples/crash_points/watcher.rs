@@ -10,12 +10,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::left::threads;
 use crate::page::{Page, Phase};
 
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(1);
 /// A thread that stands for so long, and does not sleep, or sleeps for nothing, hangs.
-const HANGS: Duration = Duration::from_secs(15);
+const HANGS: Duration = Duration::from_secs(60);
 
 /// What a thread that sleeps is given.
 pub type Awaited = Arc<dyn Fn() + Send + Sync>;
@@ -29,7 +30,8 @@ struct Watched {
     over: Option<Arc<AtomicBool>>,
     kills_asleep: bool,
     slept: usize,
-    hung: bool,
+    /// What it did when it was killed since it hung.
+    hung: Option<String>,
 }
 
 /// See the module.
@@ -93,9 +95,9 @@ impl Watcher {
         self.watched().slept
     }
 
-    /// Whether it was killed since it hung.
-    pub fn has_hung(&self) -> bool {
-        self.watched().hung
+    /// What it did when it was killed since it hung.
+    pub fn hung(&self) -> Option<String> {
+        self.watched().hung.clone()
     }
 
     /// Whether it was killed asleep.
@@ -134,7 +136,8 @@ impl Watcher {
                 continue;
             }
             if since.elapsed() > HANGS {
-                watched.hung = true;
+                let does = threads(pid as u32);
+                watched.hung = Some(does.unwrap_or_else(|error| error.to_string()));
                 watched.thread = None;
                 signal(pid, None, libc::SIGKILL);
             } else if sleeps(pid, tid) {

@@ -161,7 +161,9 @@ impl Worker {
             waited?;
         }
         looked.with_context(|| format!("before the death at {place}"))?;
-        ensure!(!self.watcher.has_hung(), "the child hung at {place}");
+        if let Some(does) = self.watcher.hung() {
+            bail!("the child hung at {place}: {does}");
+        }
         Ok(Death { ran, asleep, place })
     }
 
