@@ -387,11 +387,14 @@ impl Node {
         let fd = link.socket().as_fd();
         if let Err(error) = self.epoll.add(fd, token).and_then(|()| link.hello()) {
             link.die(None);
-            // Who was killed since it was connected to is a link that has ended, like any later.
-            return match error.kind() {
-                ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => Ok(link),
-                _ => Err(OpenError::system("greet a peer")(error)),
-            };
+            // One that has died is found dead, as if that had been right behind the greeting.
+            let has_died = matches!(
+                error.kind(),
+                ErrorKind::BrokenPipe | ErrorKind::ConnectionReset
+            );
+            if !has_died || matches!(self.reach, Reach::Inherited) {
+                return Err(OpenError::system("greet a peer")(error));
+            }
         }
         let names: Vec<_> = lock(&self.ports).keys().cloned().collect();
         for name in names {
@@ -423,7 +426,19 @@ impl Node {
 
     /// As [`begin_link`](Self::begin_link), and waits for the other side to greet.
     pub(crate) fn link_to(self: &Arc<Self>, owner: &Owner) -> Result<Arc<Link>, ConnectError> {
-        let link = self.begin_link(owner)?;
+        let link = match self.begin_link(owner) {
+            // Its lock stands and nobody listens: it is about to end.
+            Err(OpenError::System { source, .. })
+                if source.kind() == ErrorKind::ConnectionRefused =>
+            {
+                return Err(ConnectError::Lost {
+                    pid: owner.pid,
+                    fault: None,
+                    ended: None,
+                });
+            }
+            begun => begun?,
+        };
         if !link.wait_hello() {
             link.die(None);
             return Err(ConnectError::Lost {
@@ -562,3 +577,6 @@ impl Drive for Node {
         true
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

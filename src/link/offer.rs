@@ -68,14 +68,10 @@ impl Node {
                 }
             }
         };
-        lock(&self.ports).insert(name.to_owned(), port.clone());
+        self.stand(name, port);
         let offer = Offer::new(self, name.to_owned(), owned);
         if let Some(owned) = &offer.owned {
             owned.tell()?;
-        }
-        if self.is_cut_off() {
-            // The link ended before, or finds it there.
-            port.end();
         }
         for link in self.all_links() {
             let _ = link.say(&Control::Serving {
@@ -83,6 +79,15 @@ impl Node {
             });
         }
         Ok(offer)
+    }
+
+    /// From now on peers are given this port by its name. One that is made behind the end of the only link ends at
+    /// once: whoever ends that link ends all ports that are there then, under the lock by which this one comes.
+    pub(super) fn stand(&self, name: &str, port: Arc<dyn Port>) {
+        lock(&self.ports).insert(name.to_owned(), port.clone());
+        if self.is_cut_off() {
+            port.end();
+        }
     }
 
     pub(super) fn listen(&self, place: &Place, socket: &str) -> Result<(), OpenError> {

@@ -58,14 +58,14 @@ impl Node {
             // and before that is told, as whoever learns of it asks at once.
             match self.reach() {
                 Reach::Inherited => {
-                    self.stand(&name, port);
+                    port.into_iter().for_each(|port| self.stand(&name, port));
                     self.tell(&Control::Serving { name });
                 }
                 Reach::Name { place, socket, .. } => {
                     let Some(owned) = place.try_claim(&name, socket, self.origin())? else {
                         continue;
                     };
-                    self.stand(&name, port);
+                    port.into_iter().for_each(|port| self.stand(&name, port));
                     owned.tell()?;
                     offer.own(owned);
                 }
@@ -73,16 +73,6 @@ impl Node {
             return Ok((member, offer));
         }
         unreachable!("no directory has so many files");
-    }
-
-    fn stand(&self, name: &str, port: Option<Arc<dyn Port>>) {
-        if let Some(port) = port {
-            lock(&self.ports).insert(name.to_owned(), port.clone());
-            if self.is_cut_off() {
-                // The link ended before, or finds it there.
-                port.end();
-            }
-        }
     }
 
     fn tell(&self, control: &Control) {

@@ -32,6 +32,12 @@ pub(crate) fn inherits() {
     answer(bus.server::<Ask>().expect("nobody else serves"));
 }
 
+#[derive(ShmMessage)]
+#[shm(topic = "said")]
+struct Said {
+    text: String,
+}
+
 /// A part: many clients, from several threads.
 pub(crate) fn many(name: &str) {
     let bus = open(name);
@@ -140,6 +146,26 @@ fn between_parent_and_child() {
     drop(client);
     drop(bus);
     assert!(child.end().success(), "it ends with its parent's link");
+}
+
+/// Whoever is killed may be so right before the other side makes a port, which would wait for it for ever.
+#[test]
+fn a_port_that_is_made_behind_the_end_of_its_link_ends() {
+    let _together = together();
+    let (bus, child) = Bus::spawn(Child::command("inherits", &[])).expect("it starts");
+    let mut child = Child::adopt(child);
+    let client = bus
+        .client_timeout::<Ask>(Duration::from_secs(100))
+        .expect("the child serves");
+    child.kill();
+    let lost = client.call(&Ask::new(1, 24)).map(drop);
+    assert!(lost.is_err());
+    let mut server = bus.server::<Ask>().expect("nobody else serves");
+    assert!(server.next().expect("not forked").is_none());
+    let shared = bus.async_server::<Unit>().expect("nobody else serves");
+    assert!(shared.next().wait().expect("not forked").is_none());
+    let mut subscriber = bus.subscriber::<Said>().expect("it joins");
+    assert!(subscriber.next().expect("not forked").is_none());
 }
 
 #[test]

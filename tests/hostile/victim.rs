@@ -303,10 +303,7 @@ fn call_later(bus: &Bus) -> &'static str {
 /// Whether a call went wrong because its link has ended.
 fn is_end(error: &CallError<Refused>) -> bool {
     black_box(error.to_string());
-    matches!(
-        error,
-        CallError::Lost { .. } | CallError::Send(SendError::Closed { .. })
-    )
+    matches!(error, CallError::Lost { .. } | CallError::Connect(_))
 }
 
 fn send(bus: &Bus) -> &'static str {

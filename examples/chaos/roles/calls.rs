@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use anyhow::Result;
-use shmbus::{Call, CallError, Client, Kept, ReceiveError, SendError};
+use shmbus::{Call, CallError, Client, ConnectError, Kept, ReceiveError, SendError};
 
 use super::one_way::note_end;
 use super::{SOON, chain, insist, is_refusal, rest};
@@ -37,7 +37,9 @@ impl Seen {
             ));
         }
         calls.to.set(context.instance + 1);
-        let before = self.0.insert(row, number).unwrap_or(0);
+        // What one server has answered is no hole where the next begins.
+        let before = self.0.insert(row, number);
+        let before = before.unwrap_or_else(|| calls.seen.get());
         if number <= before {
             context.complain(format_args!(
                 "request {number} of row {row} came behind request {before}"
@@ -206,6 +208,10 @@ fn converse(
                     note_end(context, calls, pid);
                     return ended::LOST;
                 }
+                if is_unserved(&error) {
+                    calls.skips.add(1);
+                    return ended::DROPPED;
+                }
                 // Where it was not even sent, it is never taken.
                 calls.skips.add(1);
             }
@@ -322,11 +328,9 @@ pub fn judge(context: &Context, error: &CallError) -> Option<u32> {
     match error {
         CallError::Lost {
             pid, fault: None, ..
-        }
-        | CallError::Send(SendError::Closed {
-            pid, fault: None, ..
-        }) => return Some(*pid),
+        } => return Some(*pid),
         CallError::TimedOut => context.slot.refused.add(1),
+        error if is_unserved(error) => 0,
         CallError::Send(error) if is_refusal(context, error) => context.slot.refused.add(1),
         // The server has little memory, or is in want of something.
         CallError::Failed { pid, .. } if may_fail(context, *pid) => context.slot.refused.add(1),
@@ -336,6 +340,18 @@ pub fn judge(context: &Context, error: &CallError) -> Option<u32> {
         }
     };
     None
+}
+
+/// Whether a call was not sent, since nobody serves.
+pub fn is_unserved(error: &CallError) -> bool {
+    matches!(
+        error,
+        CallError::Connect(
+            ConnectError::NoServer { .. }
+                | ConnectError::Lost { fault: None, .. }
+                | ConnectError::Open(_)
+        )
+    )
 }
 
 fn may_fail(context: &Context, pid: u32) -> bool {

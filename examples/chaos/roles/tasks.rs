@@ -6,7 +6,7 @@ use anyhow::Result;
 use shmbus::{AsyncCall, AsyncClient, CallError, Kept, ReceiveError, SendError};
 use tokio::runtime::{Builder, Runtime};
 
-use super::calls::{Seen, check_part, check_reply, done, judge, note_answer, part};
+use super::calls::{Seen, check_part, check_reply, done, is_unserved, judge, note_answer, part};
 use super::one_way::note_end;
 use super::{SOON, chain, insist, is_refusal, rest};
 use crate::ledger::{Row, ended, kind};
@@ -150,6 +150,10 @@ async fn converse(mut context: Context, client: AsyncClient<TaskWork>) {
                 if let Some(pid) = judge(&context, &error) {
                     note_end(&context, calls, pid);
                     how = ended::LOST;
+                    break;
+                }
+                if is_unserved(&error) {
+                    calls.skips.add(1);
                     break;
                 }
                 // Where it was not even sent, it is never taken.
