@@ -512,6 +512,8 @@ impl Producer {
     #[cfg(test)]
     pub(crate) fn start_at(&mut self, sequence: u64) {
         self.sequence = sequence;
+        // As whatever came before had done.
+        self.overwrite(self.next, sequence);
     }
 }
 
