@@ -35,7 +35,8 @@ pub(super) fn wait_never() {
 /// What is known of the peer's end. Clones know the same.
 #[derive(Clone)]
 pub(super) struct Ending {
-    process: Option<Arc<Process>>,
+    /// Known from the peer's hello on: a stranger is to cost no further descriptor.
+    process: OnceLock<Arc<Process>>,
     /// When its link ended.
     since: OnceLock<Instant>,
     /// Whether it said that it ends the link: then its process may well live on.
@@ -45,9 +46,19 @@ pub(super) struct Ending {
 impl Ending {
     pub(super) fn new(process: Option<Process>) -> Ending {
         Ending {
-            process: process.map(Arc::new),
+            process: process
+                .map(Arc::new)
+                .map_or_else(OnceLock::new, OnceLock::from),
             since: OnceLock::new(),
             said_bye: Arc::default(),
+        }
+    }
+
+    /// The peer has said hello.
+    pub(super) fn know(&self, process: impl FnOnce() -> Option<Process>) {
+        if self.process.get().is_none() {
+            let process = process().map(Arc::new);
+            process.map(|process| self.process.set(process));
         }
     }
 
@@ -76,7 +87,7 @@ impl Ending {
     }
 
     fn ended(&self, patience: Duration) -> Option<Ended> {
-        let status = self.process.as_ref()?.status(patience)?;
+        let status = self.process.get()?.status(patience)?;
         Some(Ended::from_status(status))
     }
 }
@@ -114,13 +125,24 @@ impl Node {
             return;
         };
         let mut all = lock(&self.dying);
-        if all.len() >= MOST_DYING {
-            // Its process lives on, as it seems.
-            all.pop_front().inspect(|first| first.unwatch(&self.epoll));
-        }
+        // One that lived on when another link of it ended is watched for this one; and if there are too many, the
+        // first lives on, as it seems.
+        let same = all.iter().position(|other| other.pid == dying.pid);
+        let other = same.or((all.len() >= MOST_DYING).then_some(0));
+        let other = other.and_then(|at| all.remove(at));
+        other.inspect(|other| other.unwatch(&self.epoll));
         if self.epoll.add(dying.as_fd(), token).is_ok() {
             all.push_back(dying);
         }
+    }
+
+    /// Looks away from processes that live on though their links have ended; says when to look again.
+    pub(super) fn late_ends(&self) -> Option<Duration> {
+        let mut all = lock(&self.dying);
+        while all.front().is_some_and(Dying::is_late) {
+            all.pop_front().inspect(|first| first.unwatch(&self.epoll));
+        }
+        (!all.is_empty()).then_some(LATE / 10)
     }
 
     /// A process has ended whose link did before.
@@ -165,14 +187,21 @@ impl Dying {
     /// The one at the other end of a link; `None` where it said that it ends the link, or is not known.
     pub(super) fn of(link: &Link, token: u64) -> Option<Dying> {
         let ending = link.ending.clone();
-        let process = ending.process.clone()?;
+        let process = ending.process.get()?.clone();
         let pid = link.pid();
-        (!ending.has_said_bye()).then_some(Dying {
+        // Of a stranger it matters to nobody.
+        (!ending.has_said_bye() && link.has_said_hello()).then_some(Dying {
             token,
             pid,
             process,
             ending,
         })
+    }
+
+    /// Whether its end would have nothing to do with that of its link.
+    fn is_late(&self) -> bool {
+        let since = self.ending.since.get();
+        since.is_none_or(|since| since.elapsed() > LATE)
     }
 
     pub(super) fn token(&self) -> u64 {
@@ -193,7 +222,7 @@ impl Dying {
 
     /// How a signal ended it, and with it the link.
     pub(super) fn killed(&self) -> Option<Ended> {
-        if self.ending.has_said_bye() || self.ending.since.get()?.elapsed() > LATE {
+        if self.ending.has_said_bye() || self.is_late() {
             return None;
         }
         self.ending

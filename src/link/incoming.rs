@@ -208,6 +208,7 @@ impl Link {
             });
         }
         let both = barrier && crate::sys::membarrier::register();
+        self.ending.know(|| self.socket.process());
         let _held = self.state();
         self.asymmetric.set(both).map_err(|_| Fault::Control {
             what: "a second hello",

@@ -330,8 +330,7 @@ impl Node {
             .credentials()
             .map_err(OpenError::system("see who connected"))?;
         self.check_user(&peer)?;
-        let process = socket.process();
-        self.adopt_from(socket, (peer, process), true)
+        self.adopt_from(socket, (peer, None), true)
     }
 
     /// Adopts one end of a socket pair whose other end a child of ours inherited: the kernel only
@@ -501,7 +500,11 @@ impl Node {
             let timer = self.due.next_timer();
             let timer = timer.map(|at| at.saturating_duration_since(Instant::now()));
             let patience = (!strangers.is_empty()).then_some(Duration::from_millis(100));
-            let timeout = timer.into_iter().chain(patience).min();
+            let timeout = timer
+                .into_iter()
+                .chain(patience)
+                .chain(self.late_ends())
+                .min();
             if self.epoll.wait(&mut ready, timeout).is_err() {
                 break;
             }

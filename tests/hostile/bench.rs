@@ -26,12 +26,25 @@ pub(crate) enum Expect<'a> {
 /// What the victim has of a peer's, and of its own for a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Footprint {
-    /// All but those of its own memory, some of which it keeps for later.
+    /// All but those of its own memory, some of which it keeps for later, and of processes.
     descriptors: usize,
+    /// Those of processes: after its link has ended, one is watched for some time, and no more than so many.
+    processes: usize,
     /// Mappings of a stranger's memory.
     mappings: usize,
     /// Bytes of its own that are in use.
     memory: u64,
+}
+
+/// The most processes that are watched whose links have ended.
+const WATCHED: usize = 4;
+
+pub(crate) fn is_memory(target: &str) -> bool {
+    target.starts_with("/memfd:shmbus")
+}
+
+fn is_process(target: &str) -> bool {
+    target.contains("pidfd")
 }
 
 /// See the module.
@@ -70,6 +83,7 @@ impl Bench {
             what,
             before: Footprint {
                 descriptors: 0,
+                processes: 0,
                 mappings: 0,
                 memory: 0,
             },
@@ -131,6 +145,7 @@ impl Bench {
             let now = self.footprint();
             let Footprint { memory, .. } = self.before;
             let is_back = now.descriptors <= self.before.descriptors
+                && now.processes <= self.before.processes + WATCHED
                 && now.mappings == 0
                 && now.memory <= memory + self.slack;
             let before = &mut self.before;
@@ -192,21 +207,21 @@ impl Bench {
         let maps = fs::read_to_string(maps).expect("it is a child of ours");
         let mapped = maps.lines().filter(|line| line.contains(NAME));
         Footprint {
-            descriptors: self.descriptors(),
+            descriptors: self.descriptors(|target| !is_memory(target) && !is_process(target)),
+            processes: self.descriptors(is_process),
             mappings: mapped.count(),
             memory,
         }
     }
 
-    /// How many descriptors the victim has, but for those of its own memory.
-    pub(crate) fn descriptors(&self) -> usize {
+    /// How many descriptors of one kind the victim has.
+    pub(crate) fn descriptors(&self, is_one: impl Fn(&str) -> bool) -> usize {
         let all = format!("/proc/{}/fd", self.victim.pid());
         let all = fs::read_dir(all).expect("it is a child of ours");
-        let is_others = |path: PathBuf| {
-            let target = fs::read_link(path);
-            target.is_ok_and(|target| !target.to_string_lossy().starts_with("/memfd:shmbus"))
-        };
-        all.flatten().filter(|fd| is_others(fd.path())).count()
+        let targets = all.flatten().flat_map(|fd| fs::read_link(fd.path()));
+        targets
+            .filter(|target| is_one(&target.to_string_lossy()))
+            .count()
     }
 
     /// The victim ends as it should. Says how many cases there were.
