@@ -559,10 +559,16 @@ impl Link {
     /// The peer looks at nothing of ours any more, and the link is dead.
     pub(crate) fn free(&self) {
         self.die(None);
-        let freed = {
+        let (ended, freed) = {
             let mut state = self.state();
-            (state.lanes.free(), std::mem::take(&mut state.doors))
+            // Another thread may just be about to end them, and find none any more.
+            let ended = state.lanes.end();
+            (
+                ended,
+                (state.lanes.free(), std::mem::take(&mut state.doors)),
+            )
         };
+        ended.close();
         // Without a lock: this gives memory back, and may tell other peers so.
         drop(freed);
         if let Some(node) = self.node.upgrade() {
