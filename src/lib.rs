@@ -76,7 +76,7 @@ extern crate self as shmbus;
 
 #[cfg(fuzzing)]
 #[doc(hidden)]
-#[path = "fuzzing.rs"]
+#[path = "fuzzing/mod.rs"]
 pub mod __fuzz;
 #[cfg(not(loom))]
 mod bus;

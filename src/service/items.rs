@@ -83,7 +83,7 @@ impl<'a, R: ShmRequest> Items<'a, R> {
     ///
     /// # Errors
     ///
-    /// As [`Client::call`]; [`CallError::Unanswered`] where the iterator gave the error already.
+    /// As [`Client::call`](crate::Client::call); [`CallError::Unanswered`] where the iterator gave the error already.
     pub fn finish(mut self) -> Result<View<'a, R::Reply>, CallError<R::Error>> {
         for item in &mut self {
             item?;
