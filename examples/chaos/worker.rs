@@ -213,7 +213,9 @@ impl Context {
                 self.ledger.instance(self.instance).was_starved.set(1);
                 continue;
             }
-            if !(is_silent || is_ours && self.was_in_want()) {
+            // The kernel's word, and true.
+            let is_killed = is_dead && incident.what.contains("killed by signal 9");
+            if !(is_killed || is_silent || is_ours && self.was_in_want()) {
                 self.complain(format_args!("incident: {incident}"));
             }
         }
