@@ -382,9 +382,12 @@ impl Node {
         if !is_known {
             link.ask_who();
         }
-        lock(&self.links).insert(token, link.clone());
-        let fd = link.socket().as_fd();
-        if let Err(error) = self.epoll.add(fd, token).and_then(|()| link.hello()) {
+        // The greeting is the first of all that is said: others speak to a link that is among the others.
+        let greeted = link.hello().and_then(|()| {
+            lock(&self.links).insert(token, link.clone());
+            self.epoll.add(link.socket().as_fd(), token)
+        });
+        if let Err(error) = greeted {
             link.die(None);
             // One that has died is found dead, as if that had been right behind the greeting.
             let has_died = matches!(

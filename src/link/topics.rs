@@ -290,7 +290,7 @@ pub(crate) mod tests {
         })
     }
 
-    struct Silent;
+    pub(crate) struct Silent;
 
     impl Port for Silent {
         fn accept(

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::link::place::Claim;
-use crate::link::topics::tests::{Party, parties};
+use crate::link::topics::tests::{Party, Silent, parties};
+use crate::link::wire;
 use crate::link::{Estate, Line};
 
 /// A process that is killed takes some time to end: others may reach its socket a last time.
@@ -16,6 +17,34 @@ fn who_is_gone_before_it_is_greeted_is_found_dead() {
     assert!(link.fault().is_none());
     assert_eq!(node.all_links().len(), 0);
     assert_eq!(node.take_incidents(), []);
+}
+
+/// Another thread offers ports all the time: that it does so at the right moment once in some thousand is as good as
+/// certain.
+#[test]
+fn nothing_is_said_before_the_greeting() {
+    let [party] = &parties();
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Relaxed: only how long it goes on.
+            while !is_over.load(Ordering::Relaxed) {
+                drop(party.0.offer("news", Arc::new(Silent)).unwrap());
+            }
+        });
+        let mut buffer = vec![0; 1 << 17];
+        let first = (0..5_000).map(|_| {
+            let (ours, theirs) = Socket::pair().unwrap();
+            let link = party.0.adopt(ours).unwrap();
+            let (n, _) = theirs.receive(&mut buffer).unwrap().unwrap();
+            link.die(None);
+            wire::decode(&buffer[..n]).unwrap()
+        });
+        let wrong = first.filter(|first| !matches!(first, Control::Hello { .. }));
+        let wrong = wrong.count();
+        is_over.store(true, Ordering::Relaxed);
+        assert_eq!(wrong, 0);
+    });
 }
 
 /// Whoever found the fault goes on only when the quiet thread has found the end of the stream.
