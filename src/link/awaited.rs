@@ -1,19 +1,20 @@
 //! Who waits for a port to be offered.
 //!
 //! Whoever offers one tells it once it stands: in the directory of the bus, by the time of its file, or over an
-//! inherited link. A task first has its waker kept, and then looks whether somebody offers the port: so it either finds
+//! inherited link; and whose inherited link has ended waits for nobody. A task first has its waker kept, and then looks whether somebody offers the port: so it either finds
 //! the port, or is woken.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::sync::Mutex;
 use std::task::Waker;
+use std::time::Instant;
 
 use super::lock;
 use super::node::{Node, Reach};
 use super::place::PORT;
 use crate::error::OpenError;
-use crate::wait::tasks::{Place, Wakers, wake};
+use crate::wait::tasks::{Place, Wakers};
 
 /// By the name of the port, the wakers of tasks.
 #[derive(Default)]
@@ -54,7 +55,8 @@ impl Node {
         drop(waker);
     }
 
-    /// A port of this name is offered; without a name, any may be.
+    /// A port of this name is offered; without a name, any may be, or none ever will. Whoever reads a link calls this,
+    /// so the quiet thread wakes them, behind that.
     pub(super) fn offered(&self, name: Option<&str>) {
         let mut awaited = lock(&self.awaited.0);
         let woken: Vec<_> = match name {
@@ -62,8 +64,9 @@ impl Node {
             None => std::mem::take(&mut *awaited).into_values().collect(),
         };
         drop(awaited);
-        for mut wakers in woken {
-            wake(wakers.take());
+        let now = Instant::now();
+        for waker in woken.into_iter().flat_map(|mut wakers| wakers.take()) {
+            self.due().set_timer(now, waker);
         }
     }
 

@@ -127,7 +127,9 @@ impl Node {
         let mut all = lock(&self.dying);
         // One that lived on when another link of it ended is watched for this one; and if there are too many, the
         // first lives on, as it seems.
-        let same = all.iter().position(|other| other.pid == dying.pid);
+        // (A process of another PID namespace has no number here.)
+        let is_same = |other: &Dying| other.pid == dying.pid && dying.pid != 0;
+        let same = all.iter().position(is_same);
         let other = same.or((all.len() >= MOST_DYING).then_some(0));
         let other = other.and_then(|at| all.remove(at));
         other.inspect(|other| other.unwatch(&self.epoll));

@@ -464,6 +464,8 @@ impl Node {
         }
         if matches!(self.reach, Reach::Inherited) {
             self.end_ports();
+            // Nobody will ever offer what they wait for.
+            self.offered(None);
         }
     }
 

@@ -325,7 +325,8 @@ impl<R: ShmRequest> Client<R> {
         mut error: Error<R>,
     ) -> Result<View<'a, R::Reply>, Error<R>> {
         let mut is_first = true;
-        while may_go_on::<R>(&error, is_first) {
+        let is_late = || deadline.is_some_and(|at| Instant::now() >= at);
+        while may_go_on::<R>(&error, is_first) && !is_late() {
             is_first = false;
             // For a request that was sent, somebody is to come; any other is its caller's to keep.
             let until = R::IDEMPOTENT.then(|| deadline.unwrap_or_else(|| Instant::now() + NEVER));

@@ -262,6 +262,9 @@ pub(crate) enum Descriptors {
 /// The room that who sent a message takes beside its descriptors: a header of 16 bytes, and `ucred` in whole words.
 const CREDENTIALS: usize = 16 + size_of::<libc::ucred>().next_multiple_of(8);
 
+/// A descriptor of who sent a message: Linux 6.5.
+const SCM_PIDFD: libc::c_int = 4;
+
 /// Room for the descriptors of one message and for who sent it, aligned as the kernel wants it.
 #[repr(C, align(8))]
 #[derive(Default)]
@@ -323,6 +326,15 @@ impl Control {
                 let data = unsafe { libc::CMSG_DATA(at) }.cast::<libc::ucred>();
                 // SAFETY: the kernel writes all of it, or no header; the place may be unaligned.
                 uid = Some(unsafe { data.read_unaligned() }.uid);
+            }
+            if cmsg.cmsg_level == libc::SOL_SOCKET && cmsg.cmsg_type == SCM_PIDFD {
+                // Nobody asked for it but who has another handle on this socket.
+                // SAFETY: `at` is a header within the buffer.
+                let data = unsafe { libc::CMSG_DATA(at) }.cast::<RawFd>();
+                // SAFETY: the kernel writes all of it, or no header; the place may be unaligned.
+                let fd = unsafe { data.read_unaligned() };
+                // SAFETY: the kernel just gave this descriptor to us alone.
+                drop((fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) }));
             }
             // SAFETY: `at` is a header within the buffer that `header` describes.
             at = unsafe { libc::CMSG_NXTHDR(header, at) };

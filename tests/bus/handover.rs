@@ -1,13 +1,15 @@
 //! A call, and servers that follow each other: in every order of what either side does.
 
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Poll, Waker};
 use std::thread;
+use std::time::Duration;
 
 use shmbus::{AsyncClient, Bus, CallError, Kept, Pending, Server, ShmMessage, ShmRequest};
 
-use crate::support::{Counting, name, open, poll, together};
+use crate::support::{Child, Counting, name, open, poll, tell, together, told};
 
 #[derive(ShmMessage)]
 #[shm(service = "twice", reply = Told, idempotent)]
@@ -225,4 +227,116 @@ fn what_may_not_be_handled_twice_is_not() {
             Err(error) => panic!("{steps:?}: {error}"),
         }
     });
+}
+
+/// A request that no server survives.
+#[test]
+fn a_call_that_each_server_dies_of_ends_when_its_time_is_up() {
+    const PATIENCE: Duration = Duration::from_millis(200);
+    let _together = together();
+    let name = name("each-dies");
+    let first = serve::<Twice>(&name);
+    let calling = open(&name);
+    let client = calling.client::<Twice>().expect("it is served");
+    let tasks = calling.async_client::<Twice>().expect("it is served");
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut next = Some(first);
+            while !is_over.load(Ordering::Relaxed) {
+                let (bus, mut server) = next.take().unwrap_or_else(|| serve(&name));
+                let call = server.next_timeout(Duration::from_millis(20));
+                std::mem::forget(call.expect("not forked"));
+                drop((server, bus));
+            }
+        });
+        let text = "x".repeat(100);
+        let request = Twice { text };
+        let lost = |error| matches!(error, Some(CallError::Lost { .. } | CallError::TimedOut));
+        assert!(lost(client.call_timeout(&request, PATIENCE).err()));
+        assert!(lost(tasks.call_timeout(&request, PATIENCE).wait().err()));
+        is_over.store(true, Ordering::Relaxed);
+    });
+}
+
+/// They need more than one pair of lanes, of each server.
+#[test]
+fn more_calls_than_a_pair_of_lanes_has_go_over_together() {
+    let _together = together();
+    let name = name("many-go-over");
+    let first = serve::<Twice>(&name);
+    let calling = open(&name);
+    let client = calling.async_client::<Twice>().expect("it is served");
+    let requests: Vec<_> = (0..1_000)
+        .map(|id| Twice {
+            text: id.to_string(),
+        })
+        .collect();
+    let mut pending: Vec<_> = requests.iter().map(|r| client.call(r)).collect();
+    let woken = Arc::new(Counting::default());
+    let waker = Waker::from(woken);
+    let look = |pending: &mut Vec<Pending<'_, Twice>>| {
+        pending.retain_mut(|pending| match poll(pending, &waker) {
+            Poll::Ready(told) => {
+                assert_eq!(told.expect("it is answered").server, 2);
+                false
+            }
+            Poll::Pending => true,
+        });
+    };
+    look(&mut pending);
+    drop(first);
+    look(&mut pending);
+    let (_bus, mut server) = serve::<Twice>(&name);
+    let mut taken = HashSet::new();
+    while !pending.is_empty() {
+        while let Some(call) = server.try_next().expect("not forked") {
+            let text = call.text.as_str().to_owned();
+            assert!(taken.insert(text), "one came twice");
+            call.reply(&Told { server: 2 }).expect("its caller lives");
+        }
+        look(&mut pending);
+    }
+    assert_eq!(taken.len(), requests.len());
+}
+
+/// Serves its parent, drops that, and then ends.
+pub(crate) fn serves_for_a_while() {
+    let bus = Bus::from_parent().expect("a parent is there");
+    let server = bus.server::<Twice>().expect("nobody else serves");
+    tell("serves");
+    told();
+    drop(server);
+    tell("dropped");
+    told();
+}
+
+/// Its server has gone, and then its link: nobody will ever come.
+#[test]
+fn a_task_waits_for_nobody_behind_the_end_of_an_inherited_link() {
+    let _together = together();
+    let command = Child::command("serves-for-a-while", &[]);
+    let (bus, child) = Bus::spawn(command).expect("it starts");
+    let mut child = Child::adopt(child);
+    assert_eq!(child.hear(), "serves");
+    let client = bus.async_client::<Twice>().expect("it serves");
+    let text = String::new();
+    let request = Twice { text };
+    let mut call = client.call(&request);
+    let woken = Arc::new(Counting::default());
+    let waker = Waker::from(woken.clone());
+    assert!(poll(&mut call, &waker).is_pending());
+    child.say("drop it");
+    assert_eq!(child.hear(), "dropped");
+    // It has learnt that, and waits for another server.
+    while woken.0.load(Ordering::Relaxed) == 0 {
+        thread::yield_now();
+    }
+    assert!(poll(&mut call, &waker).is_pending());
+    let before = woken.0.load(Ordering::Relaxed);
+    assert!(child.end().success());
+    while woken.0.load(Ordering::Relaxed) == before {
+        thread::yield_now();
+    }
+    assert!(matches!(poll(&mut call, &waker), Poll::Ready(Err(_))));
 }

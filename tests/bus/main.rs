@@ -89,6 +89,7 @@ fn child() {
         "drops-buses" => ends::drops_buses(arguments[0]),
         "looks-up" => succession::looks_up(arguments[0], arguments[1]),
         "looks-up-for-its-parent" => succession::looks_up_for_its_parent(),
+        "serves-for-a-while" => handover::serves_for_a_while(),
         "subscribes" => topics::subscribes(arguments[0], arguments[1]),
         "publishes" => topics::publishes(arguments[0]),
         "converses" => topics::converses(),

@@ -83,10 +83,13 @@ impl<R: ShmRequest> Sessions<R> {
             let counted = unsafe { counted.as_ref() };
             counted.leases.get() == 0 && counted.session.held.get() == 0
         };
-        let all = std::mem::take(&mut *before).into_iter();
-        let (idle, others): (Vec<_>, Vec<_>) = all.partition(is_idle);
-        self.has_before.set(!others.is_empty());
-        *before = others;
+        let mut idle = Vec::new();
+        before.retain(|counted| {
+            let is_idle = is_idle(counted);
+            idle.extend(is_idle.then_some(*counted));
+            !is_idle
+        });
+        self.has_before.set(!before.is_empty());
         drop(before);
         // SAFETY: 1. they are no more in the list, nor the last. 2. No lease and no view is left.
         idle.into_iter().for_each(|idle| unsafe { free(idle) });

@@ -22,6 +22,8 @@ use crate::wait::tasks::{Place, Timeout};
 
 /// After so many items that nobody asked for, others have their turn.
 const TURN: usize = 1024;
+/// How often a request is sent, or connected for, before others have their turn.
+const LOOKS: usize = 8;
 /// How long it takes until a successor is looked for that nobody may tell of.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -135,7 +137,13 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
             None => (strands.first(), Place::default()),
         };
         let mut is_first = true;
+        let mut looks = 0..LOOKS;
         let tag = loop {
+            if looks.next().is_none() {
+                // Servers come and go: others have their turn, and then it looks again.
+                waker.into_iter().for_each(Waker::wake_by_ref);
+                return Ok(None);
+            }
             let waits = waker.map(|waker| (&mut place, waker));
             let request = (self.request, &mut self.succession.large);
             match strand.poll_send(request, self.deadline, &self.calling, waits) {
@@ -191,10 +199,10 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
             Err(none) => none,
         };
         let waits = R::IDEMPOTENT && may_come(node, &none);
-        if waits && !matches!(none, ConnectError::NoServer { .. }) {
-            // Of that nobody may tell when it is over: descriptors that are lacking, for one.
-            *retry = Some(Timeout::new(node.due(), Some(Instant::now() + RETRY)));
-        }
+        // Of anything else nobody may tell when it is over: descriptors that are lacking, for one.
+        let is_told = matches!(none, ConnectError::NoServer { .. });
+        let again = || Timeout::new(node.due(), Some(Instant::now() + RETRY));
+        *retry = (waits && !is_told).then(again);
         let said = said_of(gone.take().map_or(error, Error::<R>::from), none);
         if !waits {
             return Err(said);
@@ -267,7 +275,7 @@ impl<R: ShmRequest> Future for Pending<'_, R> {
     type Output = Result<Kept<R::Reply>, CallError<R::Error>>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        loop {
+        for _ in 0..LOOKS {
             if !matches!(self.state, Sent::Open(_)) {
                 match self.poll_open(cx) {
                     Poll::Ready(Ok(open)) => self.state = Sent::Open(open),
@@ -280,7 +288,9 @@ impl<R: ShmRequest> Future for Pending<'_, R> {
             };
             match poll_reply::<R>(open, cx) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Err(error)) if may_go_on::<R>(&error, false) => {
+                Poll::Ready(Err(error))
+                    if may_go_on::<R>(&error, false) && !self.timer.is_over() =>
+                {
                     self.succession.gone = Gone::new(error);
                     self.state = Sent::Not;
                 }
@@ -293,6 +303,9 @@ impl<R: ShmRequest> Future for Pending<'_, R> {
                 }
             }
         }
+        // Each of its servers was gone before it answered: others have their turn.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 

@@ -109,10 +109,10 @@ impl Strand {
         self.lock().outbox.line().is_closed()
     }
 
-    /// Whether another call has a place here, or would learn that there is none any more.
+    /// Whether another call has a place here.
     pub(super) fn has_place(&self) -> bool {
         let state = self.lock();
-        state.outbox.line().is_closed() || !state.is_full() && state.calls.has_next()
+        !state.is_full() && state.calls.has_next()
     }
 
     /// Memory of our own to fill in place.

@@ -54,7 +54,12 @@ impl Strands {
             return Err(SendError::Forked.into());
         }
         let _opening = lock(&self.opening);
-        let all = lock(&self.all).clone();
+        let first = self.first();
+        if first.is_closed() {
+            // Whoever asks learns that there, and looks for a successor.
+            return Ok(first);
+        }
+        let all = self.drop_closed();
         if let Some(strand) = all.iter().find(|strand| strand.has_place()) {
             return Ok(strand.clone());
         }
@@ -75,13 +80,21 @@ impl Strands {
             return Ok(first);
         }
         let strand = open_strand::<R>(&self.bus, None)?;
-        let all = lock(&self.all).clone();
-        // Without the lock: they may be all that holds their lanes.
-        let live = all.into_iter().filter(|strand| !strand.is_closed());
-        let live: Vec<_> = std::iter::once(strand.clone()).chain(live).collect();
-        let before = std::mem::replace(&mut *lock(&self.all), live);
-        drop(before);
+        lock(&self.all).insert(0, strand.clone());
+        self.drop_closed();
         Ok(strand)
+    }
+
+    /// Gives up those whose server is gone, but for the first; says which are left. For who holds `opening`.
+    fn drop_closed(&self) -> Vec<OfBus<Strand>> {
+        let all = lock(&self.all).clone();
+        let is_of_use = |(at, strand): &(usize, OfBus<Strand>)| *at == 0 || !strand.is_closed();
+        let live = all.into_iter().enumerate().filter(is_of_use);
+        let live: Vec<_> = live.map(|(_, strand)| strand).collect();
+        let before = std::mem::replace(&mut *lock(&self.all), live.clone());
+        // Without the lock: they may be all that holds their lanes.
+        drop(before);
+        live
     }
 }
 
