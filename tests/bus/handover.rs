@@ -2,10 +2,9 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::{Poll, Waker};
 use std::thread;
-use std::time::Duration;
 
 use shmbus::{AsyncClient, Bus, CallError, Kept, Pending, Server, ShmMessage, ShmRequest};
 
@@ -226,36 +225,6 @@ fn what_may_not_be_handled_twice_is_not() {
             }
             Err(error) => panic!("{steps:?}: {error}"),
         }
-    });
-}
-
-/// A request that no server survives.
-#[test]
-fn a_call_that_each_server_dies_of_ends_when_its_time_is_up() {
-    const PATIENCE: Duration = Duration::from_millis(200);
-    let _together = together();
-    let name = name("each-dies");
-    let first = serve::<Twice>(&name);
-    let calling = open(&name);
-    let client = calling.client::<Twice>().expect("it is served");
-    let tasks = calling.async_client::<Twice>().expect("it is served");
-    let is_over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut next = Some(first);
-            while !is_over.load(Ordering::Relaxed) {
-                let (bus, mut server) = next.take().unwrap_or_else(|| serve(&name));
-                let call = server.next_timeout(Duration::from_millis(20));
-                std::mem::forget(call.expect("not forked"));
-                drop((server, bus));
-            }
-        });
-        let text = "x".repeat(100);
-        let request = Twice { text };
-        let lost = |error| matches!(error, Some(CallError::Lost { .. } | CallError::TimedOut));
-        assert!(lost(client.call_timeout(&request, PATIENCE).err()));
-        assert!(lost(tasks.call_timeout(&request, PATIENCE).wait().err()));
-        is_over.store(true, Ordering::Relaxed);
     });
 }
 
