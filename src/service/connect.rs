@@ -19,6 +19,14 @@ pub(crate) struct Connected {
     pub(crate) sleeper: Arc<Sleeper>,
 }
 
+impl Connected {
+    /// Of a lane pair that goes both ways.
+    pub(super) fn both(self) -> Result<(Outbox, Inbox, Closer, Arc<Sleeper>), ConnectError> {
+        let inbox = self.inbox.ok_or_else(|| lost(self.outbox.link()))?;
+        Ok((self.outbox, inbox, self.closer, self.sleeper))
+    }
+}
+
 /// Ends a lane when dropped.
 pub(crate) struct Closer {
     link: Arc<Link>,

@@ -15,7 +15,7 @@ use crate::lane::{Held, Inbox, Message, Outbox, Parcel, Received, Role, To, View
 use crate::message::{ShmMessage, ShmRequest};
 use crate::service::MOST_HELD;
 use crate::service::calls::Calls;
-use crate::service::connect::{Closer, Connected, connect};
+use crate::service::connect::{Closer, connect};
 use crate::service::contract::Contract;
 use crate::service::failure::{unanswered, unreadable};
 use crate::service::newest::{Newest, Ticket};
@@ -47,18 +47,7 @@ impl<R: ShmRequest> Session<R> {
         let node = bus.node();
         let contract = Contract::service::<R>();
         let connected = connect(node, R::SERVICE, &contract, Waiter::Thread, deadline)?;
-        let Connected {
-            mut outbox,
-            inbox,
-            closer,
-            sleeper,
-        } = connected;
-        let lost = ConnectError::Lost {
-            pid: outbox.link().pid(),
-            fault: None,
-            ended: None,
-        };
-        let mut inbox = inbox.ok_or(lost)?;
+        let (mut outbox, mut inbox, closer, sleeper) = connected.both()?;
         inbox.watch();
         outbox.set_keeping(R::IDEMPOTENT);
         Ok(Session {

@@ -195,7 +195,10 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
             kept.transpose().map_err(ConnectError::from)?;
         }
         let none = match self.client.strands.successor::<R>() {
-            Ok(strand) => return Ok(Some(strand)),
+            Ok(strand) => {
+                *retry = None;
+                return Ok(Some(strand));
+            }
             Err(none) => none,
         };
         let waits = R::IDEMPOTENT && may_come(node, &none);

@@ -11,7 +11,7 @@ use crate::link::lock;
 use crate::memory::layout::MOST_OPEN;
 use crate::message::ShmRequest;
 use crate::service::client::Error;
-use crate::service::connect::{Connected, connect};
+use crate::service::connect::connect;
 use crate::service::contract::Contract;
 use crate::wait::{Wait, Waiter};
 
@@ -110,19 +110,9 @@ fn open_strand<R: ShmRequest>(
         Waiter::Tasks,
         deadline,
     )?;
-    let Connected {
-        mut outbox,
-        inbox,
-        closer,
-        sleeper,
-    } = connected;
-    let lost = ConnectError::Lost {
-        pid: outbox.link().pid(),
-        fault: None,
-        ended: None,
-    };
+    let (mut outbox, inbox, closer, sleeper) = connected.both()?;
     outbox.set_keeping(R::IDEMPOTENT);
-    let strand = Strand::new(outbox, inbox.ok_or(lost)?, closer, node.origin());
+    let strand = Strand::new(outbox, inbox, closer, node.origin());
     let strand = Arc::new(strand);
     let port = Arc::downgrade(&strand);
     sleeper.attach(port as Weak<_>, node.due().clone());
