@@ -39,7 +39,7 @@ struct Footprint {
 /// The most processes that are watched whose links have ended.
 const WATCHED: usize = 4;
 
-pub(crate) fn is_memory(target: &str) -> bool {
+fn is_memory(target: &str) -> bool {
     target.starts_with("/memfd:shmbus")
 }
 
@@ -215,13 +215,22 @@ impl Bench {
     }
 
     /// How many descriptors of one kind the victim has.
-    pub(crate) fn descriptors(&self, is_one: impl Fn(&str) -> bool) -> usize {
+    fn descriptors(&self, is_one: impl Fn(&str) -> bool) -> usize {
         let all = format!("/proc/{}/fd", self.victim.pid());
         let all = fs::read_dir(all).expect("it is a child of ours");
         let targets = all.flatten().flat_map(|fd| fs::read_link(fd.path()));
         targets
             .filter(|target| is_one(&target.to_string_lossy()))
             .count()
+    }
+
+    /// How many of the descriptors below `limit` the victim has, of whatever kind.
+    pub(crate) fn descriptors_below(&self, limit: u64) -> usize {
+        let all = format!("/proc/{}/fd", self.victim.pid());
+        let all = fs::read_dir(all).expect("it is a child of ours");
+        let numbers = all.flatten().flat_map(|fd| fd.file_name().into_string());
+        let numbers = numbers.flat_map(|number| number.parse::<u64>());
+        numbers.filter(|number| *number < limit).count()
     }
 
     /// The victim ends as it should. Says how many cases there were.

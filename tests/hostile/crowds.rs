@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::bench::{Bench, Expect, is_memory};
+use crate::bench::{Bench, Expect};
 use crate::lane::{Form, at, opener};
 use crate::memory::{Memory, file};
 use crate::session::{announce, port};
@@ -82,8 +82,7 @@ fn a_crowd_that_takes_all_descriptors_stops_nobody_for_good() {
         let crowd: Vec<_> = (0..300).map(|_| bench.connect()).collect();
         bench.is_served("call");
         // No descriptor is left for what this one sends.
-        let full = || bench.descriptors(|target| !is_memory(target)) as u64 >= LIMIT;
-        wait_until(full);
+        wait_until(|| bench.descriptors_below(LIMIT) as u64 == LIMIT);
         known.give(&Control::Segment { id: 1, len: 4096 }, file(4096));
         known.wait_for_bye();
         bench.is_served("call");
