@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::thread::{MembarrierCommand, membarrier};
-use shmbus::{Bus, Config, Delivery, Publishing, Sender, Wait};
+use shmbus::{Bus, Config, Delivery, Publishing, SendError, Sender, Wait};
 
 use crate::messages::{
-    Ask, Document, Edit, INBOX, LARGE, LARGER, Note, OUTBOX, SMALL, State, content, note, state,
+    Ask, Document, Edit, INBOX, LARGE, LARGER, Note, OUTBOX, SMALL, State, WIDE, content, note,
+    state,
 };
 use crate::operation::{BUS, Operation};
 use crate::page::{Page, Phase, Word};
@@ -81,6 +82,8 @@ pub fn run(operation: Operation, page: &Page) -> Result<()> {
         Operation::Slot | Operation::Wake => child.send(&bus, SMALL),
         Operation::Slab => child.send(&bus, LARGE),
         Operation::Grow => child.grow(&bus),
+        Operation::Extend => child.extend(&bus),
+        Operation::Room => child.room(&bus),
         Operation::Receive => child.receive(&bus, SMALL),
         Operation::ReceiveSlab => child.receive(&bus, LARGE),
         Operation::HandBack => child.hand_back(&bus),
@@ -134,6 +137,36 @@ impl Child<'_> {
         self.count(WARM + 1, || sender.send(&note))?;
         ensure!(bus.memory().0 > taken, "no segment was made");
         self.end((sender, loans))
+    }
+
+    fn extend(&self, bus: &Bus) -> Result<()> {
+        /// Four times the cells that the message takes.
+        const CELLS: u64 = 4 * WIDE as u64;
+        let mut sender = self.warm_sender(bus, SMALL)?;
+        let note = note(self.page.id(WARM + 1), WIDE);
+        let used = bus.memory().1;
+        self.gate();
+        self.count(WARM + 1, || sender.send(&note))?;
+        ensure!(bus.memory().1 >= used + CELLS, "no cells were added");
+        self.end(sender)
+    }
+
+    fn room(&self, bus: &Bus) -> Result<()> {
+        let mut sender = self.warm_sender(bus, SMALL)?;
+        sender.set_wait(Wait::Park);
+        let mut number = WARM;
+        let last = loop {
+            number += 1;
+            let note = note(self.page.id(number), SMALL);
+            match self.count(number, || sender.try_send(&note)) {
+                Ok(()) => {}
+                Err(SendError::Full) => break note,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        self.gate();
+        self.count(number, || sender.send(&last))?;
+        self.end(sender)
     }
 
     fn receive(&self, bus: &Bus, len: usize) -> Result<()> {

@@ -10,6 +10,9 @@ pub const LARGE: usize = 9 << 10;
 /// The content of one that is larger than any before, so that no block of another is used for it.
 pub const LARGER: usize = 17 << 10;
 
+/// The content of the largest message that does not go through the slab.
+pub const WIDE: usize = (8 << 10) - 16;
+
 /// The name of the port on which the survivor receives.
 pub const OUTBOX: &str = "outbox";
 /// The name of the port on which the child receives.

@@ -16,6 +16,10 @@ pub enum Operation {
     Slab,
     /// Sends a message that needs a new segment.
     Grow,
+    /// Sends a message that needs more cells than its lane has.
+    Extend,
+    /// Waits for room in a full lane, and sends.
+    Room,
     /// Receives a message of one cell.
     Receive,
     /// Receives a message that lies in the slab.
@@ -59,6 +63,14 @@ impl Operation {
     pub fn name(self) -> String {
         let value = self.to_possible_value();
         value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    /// Whether it has by far more instructions than others.
+    pub fn is_long(self) -> bool {
+        matches!(
+            self,
+            Operation::Subscribe | Operation::Offer | Operation::Connect
+        )
     }
 
     /// Whether it is the child's quiet thread that does it.

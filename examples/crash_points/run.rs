@@ -239,7 +239,9 @@ fn kill_all(options: &Options) -> Result<bool> {
         seconds: (!options.all).then_some(each),
         bar: &bar,
     };
-    let left = Mutex::new(operations.iter().copied());
+    // The longest first, so that no processor has nothing to do at the end.
+    let (long, short): (Vec<_>, Vec<_>) = operations.iter().partition(|o| o.is_long());
+    let left = Mutex::new([long, short].concat().into_iter());
     let next = || left.lock().ok().and_then(|mut left| left.next());
     let outcomes = Mutex::new(Vec::new());
     thread::scope(|scope| {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::member::Member;
 use super::node::{Node, Reach};
@@ -19,11 +20,39 @@ const MOST_NAMES: usize = 65_536;
 /// How many control messages are read before others get their turn.
 const TURN: usize = 64;
 
+/// How long a segment waits for this process to have a descriptor left for it, before the link is given up.
+const HELD: Duration = Duration::from_secs(1);
+/// How long lies between two looks whether one is left.
+pub(super) const SHORT: Duration = Duration::from_millis(10);
+
 /// Whether a look at the socket found all there was.
-#[derive(PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Read {
     All,
     Some,
+    /// All before a segment for which this process has no descriptor left now. It stays where it is.
+    Held,
+}
+
+/// What is known of whoever reads next.
+#[derive(Default)]
+pub(super) struct Reading {
+    buffer: Vec<u8>,
+    /// Since when the next message waits for a descriptor.
+    held: Option<Instant>,
+}
+
+impl Reading {
+    /// Whether a message has to wait for a descriptor, and may.
+    fn holds(&mut self, descriptors: &Descriptors) -> bool {
+        match descriptors {
+            Descriptors::Came(_) => {
+                self.held = None;
+                false
+            }
+            Descriptors::Lacking => self.held.get_or_insert_with(Instant::now).elapsed() < HELD,
+        }
+    }
 }
 
 impl Link {
@@ -31,26 +60,31 @@ impl Link {
     /// whoever cannot wait for it.
     pub(super) fn pump(&self) -> Read {
         let node = self.node.upgrade();
-        let mut buffer = lock(&self.reading);
-        buffer.resize(wire::MOST_BYTES, 0);
-        let read = node.map_or(Read::All, |node| self.take_turn(&node, &mut buffer));
+        let mut reading = lock(&self.reading);
+        reading.buffer.resize(wire::MOST_BYTES, 0);
+        let mut read = node.map_or(Read::All, |node| self.take_turn(&node, &mut reading));
         if self.is_dead() {
-            self.take_late(&mut buffer);
+            read = self.take_late(&mut reading);
         }
         // Links are many, control messages few.
-        *buffer = Vec::new();
+        reading.buffer = Vec::new();
         read
     }
 
-    fn take_turn(&self, node: &Arc<Node>, buffer: &mut [u8]) -> Read {
+    fn take_turn(&self, node: &Arc<Node>, reading: &mut Reading) -> Read {
         for _ in 0..TURN {
             if self.is_dead() {
                 return Read::All;
             }
-            match self.receive(node, buffer) {
+            match self.peek(node, &mut reading.buffer) {
                 Ok(Some((n, fds))) => {
-                    let handled =
-                        wire::decode(&buffer[..n]).and_then(|c| self.handle(node, c, fds));
+                    let control = wire::decode(&reading.buffer[..n]);
+                    let is_segment = matches!(control, Ok(Control::Segment { .. }));
+                    if is_segment && self.has_said_hello() && reading.holds(&fds) {
+                        return Read::Held;
+                    }
+                    self.socket.take();
+                    let handled = control.and_then(|c| self.handle(node, c, fds));
                     if let Err(fault) = handled {
                         self.die(Some(fault));
                     }
@@ -73,14 +107,14 @@ impl Link {
         self.is_unknown.store(true, Ordering::Relaxed);
     }
 
-    /// Receives a control message. The first one of a peer that is not known yet has to be that of a user who is let
-    /// in, as everything waits for it; the kernel says who sent it.
-    fn receive(&self, node: &Node, buffer: &mut [u8]) -> io::Result<Option<(usize, Descriptors)>> {
+    /// Looks at the next control message. The first one of a peer that is not known yet has to be that of a user who is
+    /// let in, as everything waits for it; the kernel says who sent it.
+    fn peek(&self, node: &Node, buffer: &mut [u8]) -> io::Result<Option<(usize, Descriptors)>> {
         // Relaxed: it is changed by who reads, under the lock of `reading`.
         if !self.is_unknown.load(Ordering::Relaxed) {
-            return self.socket.receive(buffer);
+            return self.socket.peek(buffer);
         }
-        let Some((n, fds, theirs)) = self.socket.receive_from(buffer)? else {
+        let Some((n, fds, theirs)) = self.socket.peek_from(buffer)? else {
             return Ok(None);
         };
         if !node.lets_in(theirs) {
@@ -95,18 +129,22 @@ impl Link {
 
     /// Takes the segments that the peer had announced when the link died, of what was not read: messages refer to
     /// them that were there before, and pins. All else comes too late.
-    fn take_late(&self, buffer: &mut [u8]) {
+    fn take_late(&self, reading: &mut Reading) -> Read {
         /// More than an honest peer has announced and not seen read.
         const MOST_LATE: usize = 4096;
-        // Relaxed: as in `receive`.
+        // Relaxed: as in `peek`.
         if self.fault().is_some() || self.is_unknown.load(Ordering::Relaxed) {
-            return;
+            return Read::All;
         }
         for _ in 0..MOST_LATE {
-            let Ok(Some((n, descriptors))) = self.socket.receive(buffer) else {
-                return;
+            let Ok(Some((n, descriptors))) = self.socket.peek(&mut reading.buffer) else {
+                return Read::All;
             };
-            let control = wire::decode(&buffer[..n]);
+            let control = wire::decode(&reading.buffer[..n]);
+            if matches!(control, Ok(Control::Segment { .. })) && reading.holds(&descriptors) {
+                return Read::Held;
+            }
+            self.socket.take();
             if let Ok(Control::Bye) = control {
                 self.ending.say_bye();
             }
@@ -119,6 +157,7 @@ impl Link {
                 let _ = self.mapped.add(id, len, fd);
             }
         }
+        Read::All
     }
 
     fn handle(

@@ -65,7 +65,7 @@ use crate::wait::Post;
 pub(crate) use doors::DoorBit;
 use doors::Doors;
 use ending::Ending;
-use incoming::Read;
+use incoming::{Read, Reading, SHORT};
 pub(crate) use lanes::Estate;
 use lanes::Lanes;
 pub(crate) use line::{LaneId, Line};
@@ -92,7 +92,7 @@ pub(crate) struct Link {
     epoll: Arc<Epoll>,
     outgoing: Mutex<Outgoing>,
     /// Held while control messages are read, so that they are handled one by one.
-    reading: Mutex<Vec<u8>>,
+    reading: Mutex<Reading>,
     mapped: Mapped,
     announced: Mutex<HashSet<u64>>,
     state: Mutex<State>,
@@ -154,7 +154,7 @@ impl Link {
             node,
             epoll,
             outgoing: Mutex::default(),
-            reading: Mutex::new(Vec::new()),
+            reading: Mutex::default(),
             announced: Mutex::default(),
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -327,7 +327,8 @@ impl Link {
     /// The peer's segment with this number.
     ///
     /// Its announcement was sent before any reference to it, so if it is not here yet, it lies in
-    /// the socket, also of a peer that died: reading that is all the waiting there is.
+    /// the socket, also of a peer that died: reading that is all the waiting there is, but for a process that has no
+    /// descriptor left for it.
     pub(crate) fn segment(&self, id: u64) -> Result<Arc<PeerSegment>, Fault> {
         /// More than any honest peer says between an announcement and the first reference.
         const MOST_TURNS: usize = 1024;
@@ -335,8 +336,10 @@ impl Link {
             if let Some(segment) = self.mapped.get(id) {
                 return Ok(segment);
             }
-            if self.pump() == Read::All {
-                break;
+            match self.pump() {
+                Read::All => break,
+                Read::Some => {}
+                Read::Held => std::thread::sleep(SHORT),
             }
         }
         self.mapped.get(id).ok_or(Fault::Segment { segment: id })
@@ -358,16 +361,21 @@ impl Link {
         Ok((segment, place))
     }
 
-    /// Does what there is to do at the socket. Called by the quiet thread.
-    pub(crate) fn tend(&self) {
+    /// Does what there is to do at the socket, and returns whether there is more as soon as a descriptor is left. Called
+    /// by the quiet thread.
+    pub(crate) fn tend(&self) -> bool {
         self.flush();
         if !self.is_dead() {
-            self.pump();
-        } else if poll::is_ended(self.socket.as_fd()) {
+            return self.pump() == Read::Held;
+        }
+        if poll::is_ended(self.socket.as_fd()) {
             // What it said last, where a system error told of its end first.
-            self.pump();
+            if self.pump() == Read::Held {
+                return true;
+            }
             self.free();
         }
+        false
     }
 
     /// A number for a lane that we open, on which we send; its answer is then awaited.

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::thread::JoinHandle;
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::awaited::Awaited;
 use super::ending::Dying;
+use super::incoming::SHORT;
 use super::offer::Port;
 use super::pins::Shelf;
 use super::place::{Owner, Place};
@@ -500,6 +501,7 @@ impl Node {
         super::ending::wait_never();
         let mut ready = Vec::new();
         let mut strangers: Vec<(u64, Instant)> = Vec::new();
+        let mut is_crowd = false;
         // SYNC(quits): Acquire; pairs with Release in `stop`.
         while !self.quits.load(Ordering::Acquire) {
             let timer = self.due.next_timer();
@@ -513,19 +515,28 @@ impl Node {
             if self.epoll.wait(&mut ready, timeout).is_err() {
                 break;
             }
+            let mut is_short = false;
             for &token in &ready {
                 match token {
                     EVENT => self.due.event.clear(),
-                    LISTENER => self.welcome(&mut strangers),
+                    LISTENER => {
+                        let welcomed = self.welcome(&mut strangers);
+                        is_short |= welcomed.is_err();
+                        self.tell_of_crowd(welcomed, &mut is_crowd);
+                    }
                     RINGS => drop(self.take_rings()),
                     MEMBERS => self.look_for_members(),
                     token => match self.link(token) {
-                        Some(link) => link.tend(),
+                        Some(link) => is_short |= link.tend(),
                         None => self.bury(token),
                     },
                 }
             }
             self.due.run();
+            if is_short {
+                // No descriptor is left: who waits for one waits on, and so do we.
+                std::thread::sleep(SHORT);
+            }
             strangers.retain(|&(token, deadline)| match self.link(token) {
                 Some(link) if link.has_said_hello() => false,
                 Some(link) if Instant::now() >= deadline => {
@@ -540,28 +551,29 @@ impl Node {
         }
     }
 
-    fn welcome(self: &Arc<Self>, strangers: &mut Vec<(u64, Instant)>) {
+    /// Adopts who has connected, as long as descriptors are left.
+    fn welcome(self: &Arc<Self>, strangers: &mut Vec<(u64, Instant)>) -> io::Result<()> {
         let Some(listener) = lock(&self.listener).clone() else {
-            return;
+            return Ok(());
         };
         loop {
-            match listener.accept() {
-                Ok(Some(socket)) => match self.adopt(socket) {
-                    Ok(link) => strangers.push((link.token(), Instant::now() + HANDSHAKE)),
-                    Err(OpenError::Peer { pid, problem }) => self.report(pid, problem),
-                    Err(_) => {}
-                },
-                Ok(None) => return,
-                Err(e) => {
-                    // Out of descriptors, most likely: the connection waits, and so do we.
-                    self.report(
-                        std::process::id(),
-                        format!("cannot accept a connection: {e}"),
-                    );
-                    std::thread::sleep(Duration::from_millis(10));
-                    return;
-                }
+            let Some(socket) = listener.accept()? else {
+                return Ok(());
+            };
+            match self.adopt(socket) {
+                Ok(link) => strangers.push((link.token(), Instant::now() + HANDSHAKE)),
+                Err(OpenError::Peer { pid, problem }) => self.report(pid, problem),
+                Err(_) => {}
             }
+        }
+    }
+
+    /// Reports that connections wait: once, until none does any more.
+    fn tell_of_crowd(&self, welcomed: io::Result<()>, is_crowd: &mut bool) {
+        let was_crowd = std::mem::replace(is_crowd, welcomed.is_err());
+        if let (Err(error), false) = (welcomed, was_crowd) {
+            let what = format!("cannot accept a connection: {error}");
+            self.report(std::process::id(), what);
         }
     }
 }

@@ -381,7 +381,7 @@ impl World {
         } = pair;
         let sides = [(&here, &self.sending.0), (&there, &self.receiving.0)];
         for _ in 0..TURNS {
-            sides.iter().for_each(|(link, _)| link.tend());
+            sides.iter().for_each(|(link, _)| _ = link.tend());
         }
         for (side, (link, node)) in [Side::Sender, Side::Receiver].into_iter().zip(sides) {
             let ended = end != End::Never;

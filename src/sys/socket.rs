@@ -184,19 +184,34 @@ impl Socket {
     ///
     /// `Ok(None)` is the end of the connection, behind all that was sent before it. A message that does not fit, or that carries more
     /// descriptors than any of ours, is an error of kind `InvalidData`.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<(usize, Descriptors)>> {
-        let received = self.receive_with(buffer, 0)?;
+        let received = self.receive_with(buffer, 0, RECEIVE)?;
         Ok(received.map(|(n, descriptors, _)| (n, descriptors)))
     }
 
-    /// As [`receive`](Self::receive), and which user sent it, where that was [asked](Self::set_pass_credentials) for
+    /// As `receive`, but the message stays the next one until it is [taken](Self::take). So a descriptor that this
+    /// process has no number left for is not lost.
+    pub(crate) fn peek(&self, buffer: &mut [u8]) -> io::Result<Option<(usize, Descriptors)>> {
+        let received = self.receive_with(buffer, 0, RECEIVE | libc::MSG_PEEK)?;
+        Ok(received.map(|(n, descriptors, _)| (n, descriptors)))
+    }
+
+    /// As [`peek`](Self::peek), and which user sent it, where that was [asked](Self::set_pass_credentials) for
     /// before; one that is none, where it was not.
-    pub(crate) fn receive_from(
+    pub(crate) fn peek_from(
         &self,
         buffer: &mut [u8],
     ) -> io::Result<Option<(usize, Descriptors, u32)>> {
-        let received = self.receive_with(buffer, CREDENTIALS)?;
+        let received = self.receive_with(buffer, CREDENTIALS, RECEIVE | libc::MSG_PEEK)?;
         Ok(received.map(|(n, descriptors, uid)| (n, descriptors, uid.unwrap_or(u32::MAX))))
+    }
+
+    /// Takes the message that was [looked at](Self::peek) away.
+    pub(crate) fn take(&self) {
+        let null = std::ptr::null_mut();
+        // SAFETY: no byte is written: the kernel drops what has no room, and its descriptors.
+        unsafe { libc::recv(self.0.as_raw_fd(), null, 0, RECEIVE) };
     }
 
     /// With so much more room for what the kernel says of a message.
@@ -204,6 +219,7 @@ impl Socket {
         &self,
         buffer: &mut [u8],
         more: usize,
+        flags: libc::c_int,
     ) -> io::Result<Option<(usize, Descriptors, Option<u32>)>> {
         let mut iov = libc::iovec {
             iov_base: buffer.as_mut_ptr().cast(),
@@ -219,7 +235,7 @@ impl Socket {
         let mut was_reset = false;
         let n = loop {
             // SAFETY: the header and all that it points to outlive the call.
-            let n = unsafe { libc::recvmsg(self.0.as_raw_fd(), &mut header, RECEIVE) };
+            let n = unsafe { libc::recvmsg(self.0.as_raw_fd(), &mut header, flags) };
             match n {
                 -1 => match io::Error::last_os_error() {
                     e if e.kind() == io::ErrorKind::Interrupted => {}
@@ -429,7 +445,11 @@ mod tests {
     fn the_kernel_says_who_sent_what_was_sent_after_it_was_asked() {
         let (near, far) = Socket::pair().unwrap();
         let mut buffer = [0; 64];
-        let mut receive = || near.receive_from(&mut buffer).unwrap().unwrap();
+        let mut receive = || {
+            let received = near.peek_from(&mut buffer).unwrap().unwrap();
+            near.take();
+            received
+        };
         let here = crate::sys::user_id();
         far.send(&[1], None).unwrap();
         assert_eq!(receive().2, u32::MAX);

@@ -8,6 +8,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+
 use crate::memory::NAME;
 use crate::stranger::{HANGS, Stranger};
 use crate::support::{Child, Watchdog, name};
@@ -222,6 +224,16 @@ impl Bench {
         targets
             .filter(|target| is_one(&target.to_string_lossy()))
             .count()
+    }
+
+    /// The victim may have no descriptor that is not below `limit` any more.
+    pub(crate) fn limit_descriptors(&self, limit: u64) {
+        let pid = Pid::from_raw(self.victim.pid() as i32);
+        let limit = Rlimit {
+            current: Some(limit),
+            maximum: Some(limit),
+        };
+        prlimit(pid, Resource::Nofile, limit).expect("it is a child of ours");
     }
 
     /// How many of the descriptors below `limit` the victim has, of whatever kind.

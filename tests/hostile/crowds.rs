@@ -71,12 +71,7 @@ fn a_silent_crowd_is_given_up() {
 fn a_crowd_that_takes_all_descriptors_stops_nobody_for_good() {
     const LIMIT: u64 = 64;
     let mut bench = Bench::start("exhausted");
-    let pid = rustix::process::Pid::from_raw(bench.victim.pid() as i32);
-    let limit = Rlimit {
-        current: Some(LIMIT),
-        maximum: Some(LIMIT),
-    };
-    rustix::process::prlimit(pid, Resource::Nofile, limit).expect("it is a child of ours");
+    bench.limit_descriptors(LIMIT);
     for round in 0..3 {
         let known = bench.greet();
         let crowd: Vec<_> = (0..300).map(|_| bench.connect()).collect();
@@ -99,6 +94,41 @@ fn a_crowd_that_takes_all_descriptors_stops_nobody_for_good() {
         assert!(says(us, "no descriptor is left"), "{incidents:?}");
         assert!(says(victim, "cannot accept"), "{incidents:?}");
     }
+    bench.end();
+}
+
+/// A segment for which the victim has no descriptor is not lost: the victim takes it as soon as it has one.
+#[test]
+fn a_segment_waits_for_a_descriptor() {
+    const LIMIT: u64 = 64;
+    // It does not wait for ever, and this process may be late.
+    const TRIES: usize = 20;
+    let mut bench = Bench::start("waits");
+    bench.limit_descriptors(LIMIT);
+    let goes_on = (0..TRIES).any(|_| {
+        let known = bench.greet();
+        let crowd: Vec<_> = (0..LIMIT).map(|_| bench.connect()).collect();
+        wait_until(|| bench.descriptors_below(LIMIT) as u64 == LIMIT);
+        known.give(&Control::Segment { id: 1, len: 4096 }, Memory::new(4096));
+        bench.is_served("call");
+        drop(crowd);
+        // It is a fault to say so of a segment that is not there.
+        known.say(&Control::Retired { id: 1 });
+        let (types, end) = (port("flow").types(), opener(Form::Call));
+        known.say(&crate::lane::open(0, ("nobody", None), types, end));
+        let goes_on = loop {
+            match known.hear() {
+                Some(Control::Refused { .. }) => break true,
+                Some(Control::Bye) | None => break false,
+                Some(_) => {}
+            }
+        };
+        drop(known);
+        let all = [std::process::id(), bench.victim.pid()];
+        bench.settle_with(&all, "a segment");
+        goes_on
+    });
+    assert!(goes_on);
     bench.end();
 }
 

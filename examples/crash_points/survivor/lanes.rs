@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use shmbus::{Bus, Receiver, SendError, Sender, Wait};
 
 use super::{Stage, Survivor, Tally, open};
-use crate::messages::{INBOX, Note, OUTBOX, check, note};
+use crate::messages::{INBOX, Note, OUTBOX, SMALL, check, note};
 use crate::page::{Page, Phase, Word};
 use crate::watcher::{Awaited, sleeps};
 
@@ -76,6 +76,71 @@ impl Survivor for Taking {
 
     fn buses(&self) -> Vec<&Bus> {
         vec![&self.bus]
+    }
+}
+
+/// What was taken of a lane that is full until its sender sleeps.
+struct Full {
+    receiver: Receiver<Note>,
+    tally: Tally,
+}
+
+impl Full {
+    fn take(&mut self, page: &Page) -> Result<()> {
+        while let Some(note) = self.receiver.try_next()? {
+            let id = note.id.to_native();
+            self.tally.take(page, id)?;
+            check(id, &note.content, SMALL)?;
+        }
+        Ok(())
+    }
+}
+
+/// Takes nothing until the child sleeps, or is dead.
+pub struct Waiting {
+    full: Arc<Mutex<Full>>,
+    page: Arc<Page>,
+    bus: Bus,
+}
+
+impl Waiting {
+    pub fn open(page: Arc<Page>) -> Result<Self> {
+        let bus = open()?;
+        let mut receiver = bus.receiver(OUTBOX)?;
+        receiver.set_wait(Wait::Spin);
+        let tally = Tally::default();
+        let full = Arc::new(Mutex::new(Full { receiver, tally }));
+        Ok(Waiting { full, page, bus })
+    }
+}
+
+impl Survivor for Waiting {
+    fn tend(&mut self, page: &Page, stage: Stage) -> Result<()> {
+        match stage {
+            Stage::Meeting | Stage::Stopped => Ok(()),
+            Stage::Dead => lock(&self.full).take(page),
+        }
+    }
+
+    fn missing(&mut self, page: &Page) -> Result<Option<String>> {
+        Ok(lock(&self.full).tally.missing(page))
+    }
+
+    fn conclude(&mut self, page: &Page) -> Result<()> {
+        lock(&self.full).tally.conclude(page)
+    }
+
+    fn buses(&self) -> Vec<&Bus> {
+        vec![&self.bus]
+    }
+
+    fn awaited(&self) -> Option<Awaited> {
+        // The watcher keeps this longer than there is a survivor.
+        let (full, page) = (Arc::downgrade(&self.full), self.page.clone());
+        Some(Arc::new(move || {
+            // Where it fails, the child sleeps on, which the watcher sees.
+            let _ = full.upgrade().map(|full| lock(&full).take(&page));
+        }))
     }
 }
 

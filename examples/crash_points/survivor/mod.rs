@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context, Result, ensure};
 use shmbus::{Bus, Config, Wait};
 
-use crate::messages::{LARGE, LARGER, SMALL};
+use crate::messages::{LARGE, LARGER, SMALL, WIDE};
 use crate::operation::{BUS, Operation};
 use crate::page::{Page, Word};
 use crate::watcher::Awaited;
@@ -80,6 +80,8 @@ pub fn of(operation: Operation, page: &Arc<Page>) -> Result<Box<dyn Survivor>> {
             Box::new(lanes::Taking::open(LARGE)?)
         }
         Operation::Grow => Box::new(lanes::Taking::growing(LARGE, LARGER)?),
+        Operation::Extend => Box::new(lanes::Taking::growing(SMALL, WIDE)?),
+        Operation::Room => Box::new(lanes::Waiting::open(page.clone())?),
         Operation::Wake => Box::new(lanes::Sleeping::open(SMALL)?),
         Operation::Receive => Box::new(lanes::Sending::open(SMALL)?),
         Operation::Sleep => Box::new(lanes::Sending::open(SMALL)?.when_asleep(page.clone())),
