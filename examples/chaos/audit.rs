@@ -14,8 +14,8 @@ pub struct Audit {
     pub pending: Vec<String>,
     /// Messages that were promised and are lost with who received them, by the slot of who sent them.
     pub lost: HashMap<usize, u64>,
-    /// Of these, those where a link had ended for want of descriptors.
-    pub starved: u64,
+    /// Of these, those where a process had said that a link ended as it lacked something.
+    pub parted: u64,
 }
 
 /// Looks at everything. While it runs, what is pending means nothing.
@@ -36,7 +36,7 @@ pub fn audit(ledger: &Ledger) -> Audit {
         }
     }
     for (number, instance) in ledger.all_instances() {
-        if instance.ended.get() != 0 || was_starved(instance) {
+        if instance.ended.get() != 0 || has_parted(instance) {
             continue;
         }
         let role = Role::of(instance.slot.get() as usize);
@@ -57,8 +57,8 @@ pub fn audit(ledger: &Ledger) -> Audit {
     audit
 }
 
-fn was_starved(instance: &Instance) -> bool {
-    instance.was_starved.get() != 0
+fn has_parted(instance: &Instance) -> bool {
+    instance.has_parted.get() != 0
 }
 
 impl Audit {
@@ -77,27 +77,27 @@ impl Audit {
             ));
         }
         let sender = ledger.instance(row.from.get());
-        let (to, is_starved) = match row.to.get().checked_sub(1) {
-            Some(to) => (Some(to), was_starved(ledger.instance(to))),
+        let (to, is_parted) = match row.to.get().checked_sub(1) {
+            Some(to) => (Some(to), has_parted(ledger.instance(to))),
             None => (only_one(ledger, row), false),
         };
         let is_alive = to.is_some_and(|to| ledger.is_alive(to));
-        let is_starved = is_starved || was_starved(sender);
+        let is_parted = is_parted || has_parted(sender);
         if seen < promised {
             let text = format!(
                 "lane {number} of instance {} to {to:?}: {promised} were promised, {seen} came",
                 row.from.get()
             );
-            match (is_alive, is_starved) {
+            match (is_alive, is_parted) {
                 (true, false) => self.pending.push(text),
-                (_, is_starved) => {
+                (_, is_parted) => {
                     let lost = promised - seen;
                     *self.lost.entry(sender.slot.get() as usize).or_default() += lost;
-                    self.starved += if is_starved { lost } else { 0 };
+                    self.parted += if is_parted { lost } else { 0 };
                 }
             }
         }
-        if row.ended.get() == ended::LOST && is_alive && !is_starved {
+        if row.ended.get() == ended::LOST && is_alive && !is_parted {
             let text = format!("lane {number}: instance {to:?} was said to be gone, and is alive");
             self.pending.push(text);
         }
@@ -106,10 +106,10 @@ impl Audit {
     fn calls(&mut self, ledger: &Ledger, number: u64, row: &Row) {
         let client = ledger.instance(row.from.get());
         let server = row.to.get().checked_sub(1);
-        let is_starved =
-            was_starved(client) || server.is_some_and(|to| was_starved(ledger.instance(to)));
+        let is_parted =
+            has_parted(client) || server.is_some_and(|to| has_parted(ledger.instance(to)));
         let is_served = server.is_some_and(|to| ledger.is_alive(to));
-        if row.ended.get() == ended::LOST && is_served && !is_starved {
+        if row.ended.get() == ended::LOST && is_served && !is_parted {
             let text =
                 format!("calls {number}: instance {server:?} was said to be gone, and is alive");
             self.pending.push(text);
@@ -150,7 +150,7 @@ impl Audit {
     ) {
         let joined = instance.joined.get();
         let publisher = ledger.instance(row.from.get());
-        let is_promised = joined > 0 && row.last_begun.get() > joined && !was_starved(publisher);
+        let is_promised = joined > 0 && row.last_begun.get() > joined && !has_parted(publisher);
         if !is_promised || reading.is_none() && row.is_late.get() != 0 {
             return;
         }
@@ -174,7 +174,7 @@ impl Audit {
         reading: Option<&Row>,
     ) {
         let publisher = ledger.instance(row.from.get());
-        if publisher.ended.get() != 0 || was_starved(publisher) {
+        if publisher.ended.get() != 0 || has_parted(publisher) {
             return;
         }
         let promised = row.promised.get();

@@ -110,8 +110,10 @@ pub struct Instance {
     pub ended: Word,
     /// When it had made its subscriber; zero if it has not, or if that took too long to be a promise.
     pub joined: Word,
-    /// It had no descriptors left for a while: links may have ended by that.
+    /// It had no descriptors left for a while.
     pub was_starved: Word,
+    /// It said that a link ended as it lacked something.
+    pub has_parted: Word,
 }
 
 /// What a row is of.

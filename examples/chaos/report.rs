@@ -68,7 +68,7 @@ impl Report {
         Report {
             seed,
             seconds: time.as_secs_f64(),
-            lost_for_want_of_descriptors: audited.starved,
+            lost_for_want_of_descriptors: audited.parted,
             longest_death_ms: crowd.longest_death.as_millis() as u64,
             roles,
             broken: broken.to_vec(),

@@ -201,8 +201,12 @@ impl Context {
     /// Looks at what the bus says of peers. They are all honest.
     pub fn take_incidents(&self) {
         for incident in self.bus.take_incidents() {
-            let is_ours = incident.pid == std::process::id()
-                || incident.what.contains("no descriptor is left");
+            let lacks = incident.what.contains("no descriptor is left");
+            if lacks && self.was_starved() {
+                self.part();
+                continue;
+            }
+            let is_ours = incident.pid == std::process::id();
             // Of one that is killed, and that the kernel has not cleared up behind for long.
             let peer = self.ledger.by_pid(incident.pid);
             let is_dead = peer.is_some_and(|peer| !self.ledger.is_alive(peer));
@@ -210,7 +214,7 @@ impl Context {
             let gave_up = incident.what.contains("nothing can be answered any more");
             if gave_up && self.may_lack_memory() {
                 // The link ended by that.
-                self.ledger.instance(self.instance).was_starved.set(1);
+                self.part();
                 continue;
             }
             // The kernel's word, and true.
@@ -223,6 +227,14 @@ impl Context {
 
     pub fn was_starved(&self) -> bool {
         self.ledger.instance(self.instance).was_starved.get() != 0
+    }
+
+    fn part(&self) {
+        self.ledger.instance(self.instance).has_parted.set(1);
+    }
+
+    pub fn has_parted(&self) -> bool {
+        self.ledger.instance(self.instance).has_parted.get() != 0
     }
 
     /// Whether the system may have refused this process something.

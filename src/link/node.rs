@@ -502,6 +502,7 @@ impl Node {
         let mut ready = Vec::new();
         let mut strangers: Vec<(u64, Instant)> = Vec::new();
         let mut is_crowd = false;
+        let mut sees_all = true;
         // SYNC(quits): Acquire; pairs with Release in `stop`.
         while !self.quits.load(Ordering::Acquire) {
             let timer = self.due.next_timer();
@@ -511,6 +512,7 @@ impl Node {
                 .into_iter()
                 .chain(patience)
                 .chain(self.late_ends())
+                .chain((!sees_all).then_some(SHORT))
                 .min();
             if self.epoll.wait(&mut ready, timeout).is_err() {
                 break;
@@ -525,12 +527,15 @@ impl Node {
                         self.tell_of_crowd(welcomed, &mut is_crowd);
                     }
                     RINGS => drop(self.take_rings()),
-                    MEMBERS => self.look_for_members(),
+                    MEMBERS => sees_all &= self.look_for_members(),
                     token => match self.link(token) {
                         Some(link) => is_short |= link.tend(),
                         None => self.bury(token),
                     },
                 }
+            }
+            if !sees_all {
+                sees_all = self.look_for_all_members();
             }
             self.due.run();
             if is_short {

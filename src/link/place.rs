@@ -147,18 +147,29 @@ impl Place {
             .join(member.unwrap_or_else(|| format!("{port}.port")))
     }
 
-    /// Those who take part in a topic now, in one way.
-    pub(crate) fn members(&self, topic: &str, part: Part) -> Vec<Member> {
-        let Ok(entries) = fs::read_dir(&self.dir) else {
-            return Vec::new();
+    /// Those who take part in a topic now, in one way. An error where they cannot be seen, so that nobody is left out.
+    pub(crate) fn members(&self, topic: &str, part: Part) -> Result<Vec<Member>, OpenError> {
+        let entries = match fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(OpenError::system(format!("list {}", self.dir.display()))(e)),
         };
-        let members = entries
-            .flatten()
-            .filter_map(|e| Member::of_file(&e.file_name()));
-        members
+        let files = entries.flatten();
+        let mut members: Vec<_> = files
+            .filter_map(|e| Member::of_file(&e.file_name()))
             .filter(|member| member.part == part && member.topic == topic)
-            .filter(|member| matches!(self.find(&member.name()), Ok(Some(_))))
-            .collect()
+            .collect();
+        let mut unseen = None;
+        members.retain(|member| match self.find(&member.name()) {
+            Ok(owner) => owner.is_some(),
+            Err(error) => {
+                if lacks_something(&error) {
+                    unseen = Some(error);
+                }
+                false
+            }
+        });
+        unseen.map_or(Ok(members), Err)
     }
 
     fn make(&self) -> Result<(), OpenError> {
@@ -385,6 +396,17 @@ impl Place {
             then(&path)
         }
     }
+}
+
+/// Whether something failed as this process, or the system, has no more of something: not by what it was done to.
+fn lacks_something(error: &OpenError) -> bool {
+    let OpenError::System { source, .. } = error else {
+        return false;
+    };
+    matches!(
+        source.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)
+    )
 }
 
 /// A directory above ours: of ours or of root's, and not open to a swap by others.

@@ -96,7 +96,7 @@ impl Node {
     }
 
     /// Those of one part who take part in a topic now, other than by an inherited link those of this process.
-    pub(crate) fn members(&self, topic: &str, part: Part) -> Vec<Member> {
+    pub(crate) fn members(&self, topic: &str, part: Part) -> Result<Vec<Member>, OpenError> {
         match self.reach() {
             Reach::Name { place, .. } => place.members(topic, part),
             Reach::Inherited => {
@@ -109,7 +109,7 @@ impl Node {
                     while turns.next().is_some() && matches!(link.pump(), Read::Some) {}
                 }
                 let all = links.iter().flat_map(|link| link.members());
-                all.filter(|m| m.part == part && m.topic == topic).collect()
+                Ok(all.filter(|m| m.part == part && m.topic == topic).collect())
             }
         }
     }
@@ -189,11 +189,12 @@ impl Node {
         Ok(())
     }
 
-    /// Looks who came. Called by the quiet thread.
-    pub(super) fn look_for_members(self: &Arc<Self>) {
+    /// Looks who came, and returns whether all were seen. Called by the quiet thread.
+    pub(super) fn look_for_members(self: &Arc<Self>) -> bool {
         let Some(watch) = self.topics.watch.get() else {
-            return;
+            return true;
         };
+        let mut saw_all = true;
         for change in watch.read() {
             match change {
                 Change::File(file) => {
@@ -204,14 +205,24 @@ impl Node {
                 }
                 Change::Lost => {
                     self.offered(None);
-                    let topics: Vec<_> = lock(&self.topics.followers).keys().cloned().collect();
-                    for (topic, part) in topics {
-                        let members = self.members(&topic, part);
-                        members.iter().for_each(|member| self.came(member));
-                    }
+                    saw_all &= self.look_for_all_members();
                 }
             }
         }
+        saw_all
+    }
+
+    /// Looks who is there, where it is not known who came; false where not all can be seen now.
+    pub(super) fn look_for_all_members(self: &Arc<Self>) -> bool {
+        let topics: Vec<_> = lock(&self.topics.followers).keys().cloned().collect();
+        let mut saw_all = true;
+        for (topic, part) in topics {
+            match self.members(&topic, part) {
+                Ok(members) => members.iter().for_each(|member| self.came(member)),
+                Err(_) => saw_all = false,
+            }
+        }
+        saw_all
     }
 }
 

@@ -10,7 +10,7 @@ use crossbeam_queue::SegQueue;
 use super::connect::Closer;
 use super::contract::Contract;
 use super::tasks::Answers;
-use crate::error::{Fault, MemoryError};
+use crate::error::{Fault, MemoryError, OpenError};
 use crate::lane::{Form, Inbox, Offered, Outbox, complete, lay_door, offer_end};
 use crate::link::node::Node;
 use crate::link::offer::{Asked, Port};
@@ -145,15 +145,19 @@ impl HubPort {
 
     /// Waits until each of these publishers has joined us, at most so long. `left` says which are still
     /// there.
-    pub(crate) fn wait_for_publishers(&self, timeout: Duration, left: impl Fn() -> Vec<u32>) {
+    pub(crate) fn wait_for_publishers(
+        &self,
+        timeout: Duration,
+        left: impl Fn() -> Result<Vec<u32>, OpenError>,
+    ) -> Result<(), OpenError> {
         const SLICE: Duration = Duration::from_millis(20);
         let deadline = Instant::now() + timeout;
-        let mut awaited = left();
+        let mut awaited = left()?;
         let mut publishers = lock(&self.publishers);
         loop {
             awaited.retain(|number| !publishers.joined.contains(number));
             if awaited.is_empty() || Instant::now() >= deadline {
-                return;
+                return Ok(());
             }
             let waited = self.joined.wait_timeout(publishers, SLICE);
             let (guard, time) = waited.unwrap_or_else(PoisonError::into_inner);
@@ -161,8 +165,9 @@ impl HubPort {
             if time.timed_out() {
                 // Who ended meanwhile is not waited for.
                 drop(publishers);
-                let there = left();
-                awaited.retain(|number| there.contains(number));
+                if let Ok(there) = left() {
+                    awaited.retain(|number| there.contains(number));
+                }
                 publishers = lock(&self.publishers);
             }
         }

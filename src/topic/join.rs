@@ -43,7 +43,7 @@ pub(super) fn publish(
     let core = Core::new(node, member.number, contract, sleeper.clone(), keeps, board);
     sleeper.attach(Arc::downgrade(&core) as Weak<_>, node.due().clone());
     node.follow(topic, sought, Arc::downgrade(&core) as Weak<_>);
-    for member in node.members(topic, sought) {
+    for member in node.members(topic, sought)? {
         core.clone().found(node, &member);
     }
     core.settle(SETTLES);
@@ -64,8 +64,8 @@ pub(super) fn subscribe(
     let offered = port.clone() as Arc<dyn Port>;
     let (_, presence) = node.join_topic(topic, ours, Some(offered))?;
     port.wait_for_publishers(SETTLES, || {
-        let members = node.members(topic, sought);
-        members.iter().map(|member| member.number).collect()
-    });
+        let members = node.members(topic, sought)?;
+        Ok(members.iter().map(|member| member.number).collect())
+    })?;
     Ok((port, presence))
 }

@@ -107,6 +107,8 @@ fn child() {
         "takes-with-one-descriptor" => want::takes_with_one_descriptor(),
         "sends-large" => want::sends_large(),
         "sends-in-want" => want::sends_in_want(),
+        "subscribes-to-wanted" => want::subscribes_to_wanted(),
+        "publishes-in-want" => want::publishes_in_want(),
         other => panic!("no such part: {other}"),
     }
 }

@@ -5,9 +5,10 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use shmbus::{MemoryError, SendError, Sender};
+use shmbus::{MemoryError, SendError, Sender, ShmMessage};
 
 use crate::support::{Ask, Child, Dir, open, tell, together};
 
@@ -111,4 +112,57 @@ fn what_the_system_refuses_is_an_error() {
     let mut child = Child::start_in(dir.path(), "sends-in-want", &[]);
     assert_eq!(child.hear(), "good");
     assert!(child.end().success());
+}
+
+#[derive(ShmMessage)]
+#[shm(topic = "wants")]
+struct Wanted {
+    number: u64,
+}
+
+/// A part: subscribes, and stays.
+pub(crate) fn subscribes_to_wanted() {
+    let _subscriber = open("want").subscriber::<Wanted>().expect("nothing lacks");
+    tell("there");
+    while crate::support::told().is_some() {}
+}
+
+/// A part: publishes with no descriptor left, with one, and so on: it is refused, or reaches who is there, or says why
+/// not, or has waited as long as a publisher waits.
+pub(crate) fn publishes_in_want() {
+    /// Far more than it takes.
+    const MOST: u64 = 12;
+    let mut refused = 0;
+    for free in 0..MOST {
+        let bus = open("want");
+        let few = next_descriptor() + free;
+        let begun = Instant::now();
+        match with_little(Resource::Nofile, few, || bus.publisher::<Wanted>()) {
+            Err(_) => refused += 1,
+            Ok(publisher) => {
+                let told = bus.take_incidents();
+                let subscribers = publisher.subscribers();
+                let waited = begun.elapsed() >= Duration::from_secs(1);
+                assert!(
+                    subscribers == 1 || !told.is_empty() || waited,
+                    "{free} were left"
+                );
+                assert!(subscribers == 1 || free < MOST - 1, "{told:?}");
+            }
+        }
+    }
+    assert!(refused > 0);
+    tell("good");
+}
+
+#[test]
+fn who_cannot_see_who_is_there_is_refused() {
+    let dir = Dir::new();
+    let _together = together();
+    let mut subscriber = Child::start_in(dir.path(), "subscribes-to-wanted", &[]);
+    assert_eq!(subscriber.hear(), "there");
+    let mut child = Child::start_in(dir.path(), "publishes-in-want", &[]);
+    assert_eq!(child.hear(), "good");
+    assert!(child.end().success());
+    assert!(subscriber.end().success());
 }

@@ -237,14 +237,14 @@ impl Readings<'_> {
 /// Whether the link of the two may have ended while both were alive.
 fn lacks_promise(context: &Context, published: &Row) -> bool {
     let publisher = context.ledger.instance(published.from.get());
-    context.was_starved() || publisher.was_starved.get() != 0
+    context.has_parted() || publisher.has_parted.get() != 0
 }
 
 /// As [`lacks_promise`], of the process that publishes.
 fn may_have_parted(context: &Context, pid: u32) -> bool {
     let publisher = context.ledger.by_pid(pid);
-    let was_starved = |publisher| context.ledger.instance(publisher).was_starved.get() != 0;
-    context.was_starved() || publisher.is_some_and(was_starved)
+    let has_parted = |publisher| context.ledger.instance(publisher).has_parted.get() != 0;
+    context.has_parted() || publisher.is_some_and(has_parted)
 }
 
 /// Takes what is published, by whomever.
