@@ -133,11 +133,10 @@ impl Crowd {
     /// Kills the process in this place where it stands, and starts another: at once, not when it is gone, since the
     /// kernel may take its time for that.
     pub fn kill(&mut self, slot: usize) -> Result<()> {
+        // Before others can know of it.
+        let instance = self.members[slot].instance;
+        self.ledger.instance(instance).ended.set(now());
         self.signal(slot, Signal::KILL)?;
-        self.ledger
-            .instance(self.members[slot].instance)
-            .ended
-            .set(now());
         self.done[slot].kills += 1;
         let next = self.begin(slot)?;
         let killed = std::mem::replace(&mut self.members[slot], next);

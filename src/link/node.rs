@@ -27,6 +27,7 @@ use crate::memory::layout::Bell;
 use crate::memory::shared::Shared;
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
 use crate::sys::fork::{Mine, Origin};
+use crate::sys::inotify::Seat;
 use crate::sys::poll::{self, Epoll};
 use crate::sys::process::Process;
 use crate::sys::socket::{Credentials, Listener, Socket};
@@ -120,6 +121,11 @@ const MOST_INCIDENTS: usize = 256;
 impl Node {
     pub(crate) fn start(reach: Reach, config: Config) -> Result<Arc<Node>, OpenError> {
         let origin = Origin::here().map_err(OpenError::system("mark the process"))?;
+        // Before all other descriptors.
+        let seat = match &reach {
+            Reach::Name { .. } => Some(Seat::new().map_err(OpenError::system("make an eventfd"))?),
+            Reach::Inherited => None,
+        };
         let epoll = Epoll::new().map_err(OpenError::system("make an epoll set"))?;
         let epoll = Arc::new(epoll);
         let rings = RingSet::new(epoll.clone(), RINGS, origin)
@@ -160,7 +166,7 @@ impl Node {
                 dying: Mutex::default(),
                 #[cfg(feature = "json")]
                 flights: super::flight::Flights::default(),
-                topics: Topics::default(),
+                topics: Topics::with(seat),
                 awaited: Awaited::default(),
                 quiet: Mutex::default(),
                 cut_off: OnceLock::new(),

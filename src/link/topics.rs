@@ -16,7 +16,7 @@ use super::wire::Control;
 use super::{Link, lock};
 use crate::error::OpenError;
 use crate::sys::fork::Mine;
-use crate::sys::inotify::{Change, Inotify};
+use crate::sys::inotify::{Change, Inotify, Seat};
 
 /// A publisher, as far as it looks for subscribers.
 pub(crate) trait Follow: Send + Sync {
@@ -34,6 +34,17 @@ pub(super) struct Topics {
     /// Those of this node, by which its numbers are told apart where the bus has no directory.
     ours: Mutex<BTreeSet<String>>,
     watch: OnceLock<Mine<Inotify>>,
+    /// Where that will be.
+    seat: Mutex<Option<Seat>>,
+}
+
+impl Topics {
+    pub(super) fn with(seat: Option<Seat>) -> Topics {
+        Topics {
+            seat: Mutex::new(seat),
+            ..Topics::default()
+        }
+    }
 }
 
 impl Node {
@@ -180,11 +191,17 @@ impl Node {
         if watch.get().is_some() {
             return Ok(());
         }
+        let mut seat = lock(&self.topics.seat);
+        if watch.get().is_some() {
+            // Another thread was first.
+            return Ok(());
+        }
         let failed = OpenError::system("watch the directory of the bus");
-        let made = Mine::new(Inotify::new(place.dir()).map_err(failed)?);
+        let made = Inotify::new(place.dir()).map_err(failed)?;
+        let failed = OpenError::system("move an inotify descriptor");
+        let made = Mine::new(made.seated(seat.take()).map_err(failed)?);
         let failed = OpenError::system("watch an inotify descriptor");
         self.epoll.add(made.as_fd(), MEMBERS).map_err(failed)?;
-        // Where another thread was first, this one is closed, and with that not waited for.
         let _ = watch.set(made);
         Ok(())
     }

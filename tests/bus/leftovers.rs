@@ -421,3 +421,47 @@ fn a_server_whose_directory_was_removed() {
     assert!(second.end().success());
     assert_eq!(names(dir.path()), Vec::<String>::new());
 }
+
+#[derive(shmbus::ShmMessage)]
+#[shm(topic = "watched")]
+struct Watched {
+    number: u64,
+}
+
+/// A part: publishes, offers, and is connected, and then looks at its descriptors.
+pub(crate) fn watches_last() {
+    let bus = open("left");
+    let _receiver = bus.receiver::<Ask>("asks").expect("nobody else does");
+    let _publisher = bus.publisher::<Watched>().expect("nothing lacks");
+    let _sender = bus.sender::<Ask>("asks").expect("it is offered");
+    let mut all = Vec::new();
+    for entry in fs::read_dir("/proc/self/fd")
+        .expect("it is there")
+        .flatten()
+    {
+        let number = entry.file_name().into_string().expect("digits");
+        let number: u32 = number.parse().expect("digits");
+        if let Ok(file) = fs::read_link(entry.path()) {
+            all.push((number, file.display().to_string()));
+        }
+    }
+    let watches = |file: &str| file.contains("inotify");
+    let (watch, _) = all.iter().find(|(_, file)| watches(file)).expect("one");
+    // The files by which it owns its names, and its connections.
+    let is_seen = |file: &str| file.starts_with("socket:") || file.contains("/shmbus/");
+    let seen: Vec<_> = all.iter().filter(|(_, file)| is_seen(file)).collect();
+    assert!(seen.len() >= 5, "{all:?}");
+    assert!(seen.iter().all(|(number, _)| number > watch), "{all:?}");
+    tell("good");
+}
+
+/// The kernel closes the descriptors of who is killed from the highest number on, and takes its time for one: all that
+/// others are to see at once is to be closed before that.
+#[test]
+fn what_others_wait_for_is_closed_first() {
+    let dir = Dir::new();
+    let _together = together();
+    let mut child = Child::start_in(dir.path(), "watches-last", &[]);
+    assert_eq!(child.hear(), "good");
+    assert!(child.end().success());
+}

@@ -106,6 +106,7 @@ fn child() {
         "holds-requests" => pinned::ends::holds_requests(arguments[0]),
         "takes-with-one-descriptor" => want::takes_with_one_descriptor(),
         "sends-large" => want::sends_large(),
+        "watches-last" => leftovers::watches_last(),
         "sends-in-want" => want::sends_in_want(),
         "subscribes-to-wanted" => want::subscribes_to_wanted(),
         "publishes-in-want" => want::publishes_in_want(),
