@@ -8,6 +8,9 @@
 //! | is our child, and was not waited for | `waitid(P_PIDFD, WNOWAIT)`, which leaves it to be waited for |
 //! | is another's, and was not waited for | `/proc/PID/stat`, while the descriptor says that the number is its own |
 //! | was waited for | `ioctl(PIDFD_GET_INFO)`, Linux 6.15 |
+//! | is being ended, and has closed what we shared | `/proc/PID/stat`, where the status is not zero |
+//!
+//! The last can take long: some descriptors close slowly, and a process that has one ends only behind that.
 
 use std::fs::read_to_string;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -67,6 +70,9 @@ impl Process {
         if let Some(status) = self.status.get() {
             return Some(*status);
         }
+        if let Some(status) = self.of_dying() {
+            return Some(*self.status.get_or_init(|| status));
+        }
         let deadline = Instant::now() + patience;
         if !super::poll::readable_until(self.as_fd(), deadline) {
             return None;
@@ -116,6 +122,19 @@ impl Process {
 
     /// `/proc/PID/stat`, of one that was not waited for.
     fn of_zombie(&self) -> Option<i32> {
+        self.of_stat(|fields| fields.first() == Some(&"Z"))
+    }
+
+    /// `/proc/PID/stat`, of one whose first thread is ending. Where its status is zero, only that thread may be.
+    fn of_dying(&self) -> Option<i32> {
+        const PF_EXITING: u32 = 4;
+        let flags = |fields: &[&str]| fields.get(6).and_then(|flags| flags.parse::<u32>().ok());
+        let is_ending = |fields: &[&str]| flags(fields).is_some_and(|f| f & PF_EXITING != 0);
+        self.of_stat(is_ending).filter(|status| *status != 0)
+    }
+
+    /// `/proc/PID/stat`: the status of one of which the fields behind the name say that it has one.
+    fn of_stat(&self, has_one: impl FnOnce(&[&str]) -> bool) -> Option<i32> {
         let pid = self.number()?;
         let stat = read_to_string(format!("/proc/{pid}/stat")).ok()?;
         let users = read_to_string(format!("/proc/{pid}/status")).ok()?;
@@ -128,7 +147,7 @@ impl Process {
         let ours = super::user_id().to_string();
         let line = users.lines().find_map(|line| line.strip_prefix("Uid:"))?;
         let is_ours = line.split_whitespace().all(|user| user == ours);
-        (fields.first() == Some(&"Z") && (status != 0 || is_ours)).then_some(status)
+        (has_one(&fields) && (status != 0 || is_ours)).then_some(status)
     }
 
     /// Its number in this process's `/proc`, until it is waited for.
@@ -188,6 +207,39 @@ mod tests {
                 assert_eq!(process.of_reaped(), Some(expected), "{script}");
             }
         }
+    }
+
+    /// It has an inotify, which the kernel takes some milliseconds to close, behind all that has a higher number.
+    #[test]
+    fn who_takes_long_to_end_has_a_status_before() {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        // SAFETY: the child does nothing but a few system calls.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            // SAFETY: plain integers, and a string that lives for ever; the descriptors are this process's own copies.
+            unsafe {
+                let inotify = libc::inotify_init1(0);
+                libc::inotify_add_watch(inotify, c"/proc/self".as_ptr(), libc::IN_ATTRIB);
+                libc::dup2(theirs.as_raw_fd(), 1000);
+                libc::dup2(inotify, 999);
+                libc::close_range(3, 998, 0);
+                libc::write(1000, c"x".as_ptr().cast(), 1);
+                loop {
+                    libc::pause();
+                }
+            }
+        }
+        drop(theirs);
+        let process = Process::of_child(u32::try_from(pid).unwrap()).unwrap();
+        let mut byte = [0];
+        (&ours).read_exact(&mut byte).unwrap();
+        assert_eq!(process.status(Duration::ZERO), None);
+        // SAFETY: a child that nobody has waited for.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+        assert_eq!((&ours).read(&mut byte).unwrap(), 0);
+        assert_eq!(process.status(Duration::ZERO), Some(9));
+        // SAFETY: null says that the status is not wanted.
+        unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
     }
 
     #[test]
