@@ -14,8 +14,6 @@ use crate::worker::BUS;
 
 /// Who does nothing for so long hangs.
 const HANG: Duration = Duration::from_secs(20);
-/// How long it may take until the kernel has cleared up behind a kill, before that is what all wait for.
-const LONG_DEATH: Duration = Duration::from_secs(2);
 
 /// What was done to the processes of one place.
 #[derive(Clone, Copy, Default)]
@@ -201,14 +199,9 @@ impl Crowd {
     pub fn hanging(&mut self) -> Vec<String> {
         let mut hanging = Vec::new();
         let mut others = Vec::new();
-        // Peers of one that the kernel has not cleared up behind wait for that, and rightly so.
-        let waits = self
-            .dying
-            .iter()
-            .any(|(_, killed)| killed.elapsed() > LONG_DEATH);
         for (slot, member) in self.members.iter_mut().enumerate() {
             let progress = self.ledger.slots[slot].progress.get();
-            if progress != member.progress.0 || member.stopped.is_some() || waits {
+            if progress != member.progress.0 || member.stopped.is_some() {
                 member.progress = (progress, Instant::now());
             } else if member.progress.1.elapsed() > HANG {
                 hanging.push(describe(slot, member));

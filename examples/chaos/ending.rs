@@ -16,6 +16,8 @@ use crate::process::{self, Mapped};
 const MADE_ONCE: u64 = 4;
 /// How long anything may take to arrive.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long the kernel may take to clear up behind a kill, for which no peer has to wait.
+const CLEARS: Duration = Duration::from_secs(300);
 /// What links may need that have no lane any more: a doorbell for each port of a peer's.
 const OF_LINKS: u64 = 4096;
 
@@ -29,7 +31,7 @@ pub fn end(crowd: &mut Crowd, rng: &mut fastrand::Rng, broken: &mut Vec<String>)
     crowd.ledger.phase.set(phase::DRAIN);
     let start = Instant::now();
     while crowd.bury()? > 0 {
-        if start.elapsed() > PATIENCE {
+        if start.elapsed() > CLEARS {
             broken.push("a process that was killed is not gone".to_owned());
             break;
         }

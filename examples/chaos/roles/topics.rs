@@ -240,6 +240,11 @@ fn lacks_promise(context: &Context, published: &Row) -> bool {
     context.has_parted() || publisher.has_parted.get() != 0
 }
 
+fn is_killed(context: &Context, pid: u32) -> bool {
+    let publisher = context.ledger.by_pid(pid);
+    publisher.is_some_and(|publisher| !context.ledger.is_alive(publisher))
+}
+
 /// As [`lacks_promise`], of the process that publishes.
 fn may_have_parted(context: &Context, pid: u32) -> bool {
     let publisher = context.ledger.by_pid(pid);
@@ -294,7 +299,9 @@ fn take_all<T: Post>(
                 if T::KIND == kind::LOSSY {
                     readings.lag(pid, missed);
                     readings.find_missed(T::KIND);
-                } else if missed > 1 && !may_have_parted(context, pid) {
+                } else if !(missed == 1 && is_killed(context, pid))
+                    && !may_have_parted(context, pid)
+                {
                     // One may be: which was being published as its publisher was killed. What comes of it is not
                     // accounted for by this, so that no other is.
                     context.complain(format_args!("{missed} messages of {pid} were missed"));
