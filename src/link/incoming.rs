@@ -61,7 +61,6 @@ impl Link {
     pub(super) fn pump(&self) -> Read {
         let node = self.node.upgrade();
         let mut reading = lock(&self.reading);
-        reading.buffer.resize(wire::MOST_BYTES, 0);
         let mut read = node.map_or(Read::All, |node| self.take_turn(&node, &mut reading));
         if self.is_dead() {
             read = self.take_late(&mut reading);
@@ -109,12 +108,12 @@ impl Link {
 
     /// Looks at the next control message. The first one of a peer that is not known yet has to be that of a user who is
     /// let in, as everything waits for it; the kernel says who sent it.
-    fn peek(&self, node: &Node, buffer: &mut [u8]) -> io::Result<Option<(usize, Descriptors)>> {
+    fn peek(&self, node: &Node, buffer: &mut Vec<u8>) -> io::Result<Option<(usize, Descriptors)>> {
         // Relaxed: it is changed by who reads, under the lock of `reading`.
         if !self.is_unknown.load(Ordering::Relaxed) {
-            return self.socket.peek(buffer);
+            return self.socket.peek(buffer, wire::MOST_BYTES);
         }
-        let Some((n, fds, theirs)) = self.socket.peek_from(buffer)? else {
+        let Some((n, fds, theirs)) = self.socket.peek_from(buffer, wire::MOST_BYTES)? else {
             return Ok(None);
         };
         if !node.lets_in(theirs) {
@@ -137,7 +136,9 @@ impl Link {
             return Read::All;
         }
         for _ in 0..MOST_LATE {
-            let Ok(Some((n, descriptors))) = self.socket.peek(&mut reading.buffer) else {
+            let Ok(Some((n, descriptors))) =
+                self.socket.peek(&mut reading.buffer, wire::MOST_BYTES)
+            else {
                 return Read::All;
             };
             let control = wire::decode(&reading.buffer[..n]);

@@ -13,6 +13,9 @@ const KIND: libc::c_int = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC | libc::SOCK
 const SEND: libc::c_int = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
 const RECEIVE: libc::c_int = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
 
+/// Few messages of ours are longer, in bytes.
+const SHORT: usize = 2048;
+
 /// As many descriptors as one message of ours ever carries.
 const MOST_FDS: usize = 4;
 
@@ -191,20 +194,42 @@ impl Socket {
     }
 
     /// As `receive`, but the message stays the next one until it is [taken](Self::take). So a descriptor that this
-    /// process has no number left for is not lost.
-    pub(crate) fn peek(&self, buffer: &mut [u8]) -> io::Result<Option<(usize, Descriptors)>> {
-        let received = self.receive_with(buffer, 0, RECEIVE | libc::MSG_PEEK)?;
-        Ok(received.map(|(n, descriptors, _)| (n, descriptors)))
+    /// process has no number left for is not lost. The buffer grows for a message that is longer, up to `most`.
+    pub(crate) fn peek(
+        &self,
+        buffer: &mut Vec<u8>,
+        most: usize,
+    ) -> io::Result<Option<(usize, Descriptors)>> {
+        let peeked = self.peek_with(buffer, most, 0)?;
+        Ok(peeked.map(|(n, descriptors, _)| (n, descriptors)))
     }
 
     /// As [`peek`](Self::peek), and which user sent it, where that was [asked](Self::set_pass_credentials) for
     /// before; one that is none, where it was not.
     pub(crate) fn peek_from(
         &self,
-        buffer: &mut [u8],
+        buffer: &mut Vec<u8>,
+        most: usize,
     ) -> io::Result<Option<(usize, Descriptors, u32)>> {
-        let received = self.receive_with(buffer, CREDENTIALS, RECEIVE | libc::MSG_PEEK)?;
-        Ok(received.map(|(n, descriptors, uid)| (n, descriptors, uid.unwrap_or(u32::MAX))))
+        let peeked = self.peek_with(buffer, most, CREDENTIALS)?;
+        Ok(peeked.map(|(n, descriptors, uid)| (n, descriptors, uid.unwrap_or(u32::MAX))))
+    }
+
+    fn peek_with(
+        &self,
+        buffer: &mut Vec<u8>,
+        most: usize,
+        more: usize,
+    ) -> io::Result<Option<(usize, Descriptors, Option<u32>)>> {
+        // The first is all that most messages need.
+        for len in [buffer.len().max(SHORT).min(most), most] {
+            buffer.resize(len, 0);
+            match self.receive_with(buffer, more, RECEIVE | libc::MSG_PEEK) {
+                Err(e) if e.kind() == io::ErrorKind::InvalidData && len < most => {}
+                peeked => return peeked,
+            }
+        }
+        Err(io::ErrorKind::InvalidData.into())
     }
 
     /// Takes the message that was [looked at](Self::peek) away.
@@ -444,9 +469,9 @@ mod tests {
     #[test]
     fn the_kernel_says_who_sent_what_was_sent_after_it_was_asked() {
         let (near, far) = Socket::pair().unwrap();
-        let mut buffer = [0; 64];
+        let mut buffer = vec![0; 64];
         let mut receive = || {
-            let received = near.peek_from(&mut buffer).unwrap().unwrap();
+            let received = near.peek_from(&mut buffer, 64).unwrap().unwrap();
             near.take();
             received
         };
