@@ -319,7 +319,10 @@ fn a_server_sees_what_its_client_asked_last() {
         .messages
         .iter()
         .take_while(|message| message.taken == Some(false));
-    assert_eq!(held.count(), 200);
+    // All that are held, or those since the lane grew.
+    let held = held.count();
+    assert!((100..=200).contains(&held), "{held} are held");
+    assert!(held == 200 || held == answered.messages.len());
     for (message, id) in answered.messages.iter().zip((0..300).rev()) {
         assert_eq!(value(message)["id"], id);
         assert!(
