@@ -186,7 +186,8 @@ impl Config {
             return Err(OpenError::NoParent);
         }
         socket
-            .set_close_on_exec(true)
+            .peek_from_start()
+            .and_then(|()| socket.set_close_on_exec(true))
             .map_err(OpenError::system("mark the parent's link"))?;
         Ok(self.over(socket)?.0)
     }

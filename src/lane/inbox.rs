@@ -312,7 +312,11 @@ impl Inbox {
     fn broken(&mut self, fault: Fault) {
         self.is_broken = true;
         self.ring.stop();
-        self.link.die(Some(fault));
+        let is_late = matches!(fault, Fault::Segment { .. }) && self.link.is_dead();
+        if !is_late {
+            // Of one that is dead, what it had announced may just not have been read any more.
+            self.link.die(Some(fault));
+        }
     }
 
     fn segment(&mut self, id: u64) -> Result<Arc<PeerSegment>, Fault> {

@@ -20,10 +20,12 @@ const MOST_NAMES: usize = 65_536;
 /// How many control messages are read before others get their turn.
 const TURN: usize = 64;
 
-/// How long a segment waits for this process to have a descriptor left for it, before the link is given up.
-const HELD: Duration = Duration::from_secs(1);
-/// How long lies between two looks whether one is left.
+/// How long lies between two looks whether this process has a descriptor left.
 pub(super) const SHORT: Duration = Duration::from_millis(10);
+/// How long a segment waits for one, before the link is given up, and how often that is looked at: both, as this process
+/// may be stopped in between.
+const HELD: Duration = Duration::from_secs(1);
+pub(super) const MOST_LOOKS: usize = (HELD.as_millis() / SHORT.as_millis()) as usize;
 
 /// Whether a look at the socket found all there was.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -38,8 +40,8 @@ pub(super) enum Read {
 #[derive(Default)]
 pub(super) struct Reading {
     buffer: Vec<u8>,
-    /// Since when the next message waits for a descriptor.
-    held: Option<Instant>,
+    /// Since when the next message waits for a descriptor, and how often that was looked at.
+    held: Option<(Instant, usize)>,
 }
 
 impl Reading {
@@ -50,7 +52,11 @@ impl Reading {
                 self.held = None;
                 false
             }
-            Descriptors::Lacking => self.held.get_or_insert_with(Instant::now).elapsed() < HELD,
+            Descriptors::Lacking => {
+                let (since, looks) = self.held.get_or_insert_with(|| (Instant::now(), 0));
+                *looks += 1;
+                since.elapsed() < HELD || *looks < MOST_LOOKS
+            }
         }
     }
 }

@@ -65,7 +65,7 @@ use crate::wait::Post;
 pub(crate) use doors::DoorBit;
 use doors::Doors;
 use ending::Ending;
-use incoming::{Read, Reading, SHORT};
+use incoming::{MOST_LOOKS, Read, Reading, SHORT};
 pub(crate) use lanes::Estate;
 use lanes::Lanes;
 pub(crate) use line::{LaneId, Line};
@@ -332,14 +332,15 @@ impl Link {
     pub(crate) fn segment(&self, id: u64) -> Result<Arc<PeerSegment>, Fault> {
         /// More than any honest peer says between an announcement and the first reference.
         const MOST_TURNS: usize = 1024;
+        let mut held = 0..MOST_LOOKS;
         for _ in 0..MOST_TURNS {
             if let Some(segment) = self.mapped.get(id) {
                 return Ok(segment);
             }
             match self.pump() {
-                Read::All => break,
                 Read::Some => {}
-                Read::Held => std::thread::sleep(SHORT),
+                Read::Held if held.next().is_some() => std::thread::sleep(SHORT),
+                Read::All | Read::Held => break,
             }
         }
         self.mapped.get(id).ok_or(Fault::Segment { segment: id })

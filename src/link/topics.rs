@@ -4,6 +4,7 @@
 //! what changes in the directory of the bus, or by what the peer of an inherited link says.
 
 use std::collections::{BTreeSet, HashMap};
+use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
@@ -117,7 +118,14 @@ impl Node {
                 // Of two who begin, each says so first and then reads: so one of them learns of the other.
                 for link in &links {
                     let mut turns = 0..MOST_TURNS;
-                    while turns.next().is_some() && matches!(link.pump(), Read::Some) {}
+                    let mut read = Read::Some;
+                    while turns.next().is_some() && read == Read::Some {
+                        read = link.pump();
+                    }
+                    if read == Read::Held {
+                        let lacks = io::Error::from_raw_os_error(libc::EMFILE);
+                        return Err(OpenError::system("read what a peer has said")(lacks));
+                    }
                 }
                 let all = links.iter().flat_map(|link| link.members());
                 Ok(all.filter(|m| m.part == part && m.topic == topic).collect())

@@ -8,7 +8,7 @@
 //! | is our child, and was not waited for | `waitid(P_PIDFD, WNOWAIT)`, which leaves it to be waited for |
 //! | is another's, and was not waited for | `/proc/PID/stat`, while the descriptor says that the number is its own |
 //! | was waited for | `ioctl(PIDFD_GET_INFO)`, Linux 6.15 |
-//! | is being ended, and has closed what we shared | `/proc/PID/stat`, where the status is not zero |
+//! | is being killed, and has closed what we shared | `/proc/PID/stat` |
 //!
 //! The last can take long: some descriptors close slowly, and a process that has one ends only behind that.
 
@@ -125,12 +125,16 @@ impl Process {
         self.of_stat(|fields| fields.first() == Some(&"Z"))
     }
 
-    /// `/proc/PID/stat`, of one whose first thread is ending. Where its status is zero, only that thread may be.
+    /// `/proc/PID/stat`, of one whose first thread is ending: only where a signal kills all of it, as that thread may
+    /// also end by itself, or stop.
     fn of_dying(&self) -> Option<i32> {
         const PF_EXITING: u32 = 4;
+        const STOPS: [i32; 4] = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
         let flags = |fields: &[&str]| fields.get(6).and_then(|flags| flags.parse::<u32>().ok());
         let is_ending = |fields: &[&str]| flags(fields).is_some_and(|f| f & PF_EXITING != 0);
-        self.of_stat(is_ending).filter(|status| *status != 0)
+        let signal = |status: &i32| status & 0x7f;
+        let status = self.of_stat(is_ending);
+        status.filter(|status| signal(status) != 0 && !STOPS.contains(&signal(status)))
     }
 
     /// `/proc/PID/stat`: the status of one of which the fields behind the name say that it has one.

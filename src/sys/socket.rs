@@ -234,9 +234,33 @@ impl Socket {
 
     /// Takes the message that was [looked at](Self::peek) away.
     pub(crate) fn take(&self) {
-        let null = std::ptr::null_mut();
-        // SAFETY: no byte is written: the kernel drops what has no room, and its descriptors.
-        unsafe { libc::recv(self.0.as_raw_fd(), null, 0, RECEIVE) };
+        loop {
+            let null = std::ptr::null_mut();
+            // SAFETY: no byte is written: the kernel drops what has no room, and its descriptors.
+            let taken = unsafe { libc::recv(self.0.as_raw_fd(), null, 0, RECEIVE) };
+            let error = io::Error::last_os_error().raw_os_error();
+            // The first says once, and before all that had been sent, that the other side closed: as in `receive_with`.
+            if taken >= 0 || !matches!(error, Some(libc::ECONNRESET | libc::EINTR)) {
+                return;
+            }
+        }
+    }
+
+    /// `setsockopt(SO_PEEK_OFF)`: each look begins with what comes next. Whoever handed the socket on may have had it
+    /// otherwise.
+    pub(crate) fn peek_from_start(&self) -> io::Result<()> {
+        let none: libc::c_int = -1;
+        // SAFETY: the pointer is to a local, of the size that is given.
+        super::check(unsafe {
+            libc::setsockopt(
+                self.0.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEEK_OFF,
+                (&raw const none).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        })
+        .map(drop)
     }
 
     /// With so much more room for what the kernel says of a message.
@@ -486,6 +510,24 @@ mod tests {
         near.set_pass_credentials(false).unwrap();
         far.send(&[1], None).unwrap();
         assert_eq!(receive().2, u32::MAX);
+    }
+
+    /// The kernel says once that the other side has closed with something unread, whatever is asked for next.
+    #[test]
+    fn a_message_is_taken_once_of_one_that_is_gone() {
+        let (near, far) = Socket::pair().unwrap();
+        far.send(b"one", None).unwrap();
+        far.send(b"two", None).unwrap();
+        near.send(b"never read", None).unwrap();
+        let mut buffer = Vec::new();
+        let mut peek = || near.peek(&mut buffer, 64).unwrap().map(|(n, _)| n);
+        assert_eq!(peek(), Some(3));
+        drop(far);
+        near.take();
+        near.peek_from_start().unwrap();
+        assert_eq!(peek(), Some(3));
+        near.take();
+        assert_eq!(peek(), None);
     }
 
     #[test]
