@@ -329,6 +329,10 @@ pub fn judge(context: &Context, error: &CallError) -> Option<u32> {
         CallError::Lost {
             pid, fault: None, ..
         } => return Some(*pid),
+        // It never got there, nor did the attempt before it: two servers were killed in a row.
+        CallError::Send(SendError::Closed {
+            pid, fault: None, ..
+        }) => return Some(*pid),
         CallError::TimedOut => context.slot.refused.add(1),
         error if is_unserved(error) => 0,
         CallError::Send(error) if is_refusal(context, error) => context.slot.refused.add(1),
