@@ -4,7 +4,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use rustix::thread::{MembarrierCommand, membarrier};
 use shmbus::{Bus, Config, Delivery, Publishing, SendError, Sender, Wait};
 
 use crate::messages::{
@@ -75,8 +74,6 @@ impl Child<'_> {
 /// Does an operation as the child with this page; returns only with an error.
 pub fn run(operation: Operation, page: &Page) -> Result<()> {
     let child = Child { page };
-    // Once the process has several threads, the kernel takes some milliseconds for it: for each child.
-    membarrier(MembarrierCommand::RegisterGlobalExpedited)?;
     let bus = Config::default().open(BUS)?;
     match operation {
         Operation::Slot | Operation::Wake => child.send(&bus, SMALL),

@@ -28,6 +28,7 @@ use crate::memory::shared::Shared;
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
 use crate::sys::fork::{Mine, Origin};
 use crate::sys::inotify::Seat;
+use crate::sys::membarrier;
 use crate::sys::poll::{self, Epoll};
 use crate::sys::process::Process;
 use crate::sys::socket::{Credentials, Listener, Socket};
@@ -172,6 +173,9 @@ impl Node {
                 cut_off: OnceLock::new(),
             }
         });
+        // What each link asks for. In a process of one thread it costs nothing; with another, the kernel waits for all
+        // processors: some milliseconds, and seconds where they are busy, in which a peer waits for our greeting.
+        membarrier::register();
         let thread = std::thread::Builder::new().name("shmbus".into());
         let quiet = thread
             .spawn({
