@@ -138,13 +138,25 @@ impl Node {
         }
     }
 
-    /// Looks away from processes that live on though their links have ended; says when to look again.
+    /// Looks away from processes that live on though their links have ended, or that the kernel takes its time for; says
+    /// when to look again.
     pub(super) fn late_ends(&self) -> Option<Duration> {
         let mut all = lock(&self.dying);
+        let mut late = Vec::new();
         while all.front().is_some_and(Dying::is_late) {
-            all.pop_front().inspect(|first| first.unwatch(&self.epoll));
+            late.extend(all.pop_front());
         }
-        (!all.is_empty()).then_some(LATE / 10)
+        let more = (!all.is_empty()).then_some(LATE / 10);
+        drop(all);
+        late.iter().for_each(|dying| self.tell_of_end(dying));
+        more
+    }
+
+    fn tell_of_end(&self, dying: &Dying) {
+        dying.unwatch(&self.epoll);
+        if let Some(killed) = dying.killed() {
+            self.report(dying.pid(), killed.to_string());
+        }
     }
 
     /// A process has ended whose link did before.
@@ -153,12 +165,7 @@ impl Node {
         let at = all.iter().position(|dying| dying.token() == token);
         let dying = at.and_then(|at| all.remove(at));
         drop(all);
-        if let Some(dying) = dying {
-            dying.unwatch(&self.epoll);
-            if let Some(killed) = dying.killed() {
-                self.report(dying.pid(), killed.to_string());
-            }
-        }
+        dying.iter().for_each(|dying| self.tell_of_end(dying));
     }
 
     /// Whether all there was is an inherited link, and that has ended.

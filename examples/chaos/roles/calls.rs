@@ -333,6 +333,10 @@ pub fn judge(context: &Context, error: &CallError) -> Option<u32> {
         CallError::Send(SendError::Closed {
             pid, fault: None, ..
         }) => return Some(*pid),
+        // Of one that is killed, and that the kernel has not cleared up behind for so long.
+        CallError::Connect(ConnectError::NoAnswer { pid, .. }) if is_killed(context, *pid) => {
+            context.slot.refused.add(1);
+        }
         CallError::TimedOut => context.slot.refused.add(1),
         error if is_unserved(error) => 0,
         CallError::Send(error) if is_refusal(context, error) => context.slot.refused.add(1),
@@ -356,6 +360,11 @@ pub fn is_unserved(error: &CallError) -> bool {
                 | ConnectError::Open(_)
         )
     )
+}
+
+fn is_killed(context: &Context, pid: u32) -> bool {
+    let server = context.ledger.by_pid(pid);
+    server.is_some_and(|server| !context.ledger.is_alive(server))
 }
 
 fn may_fail(context: &Context, pid: u32) -> bool {
