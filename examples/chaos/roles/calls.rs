@@ -335,7 +335,7 @@ pub fn judge(context: &Context, error: &CallError) -> Option<u32> {
         }) => return Some(*pid),
         // Of one that is killed, and that the kernel has not cleared up behind for so long.
         CallError::Connect(ConnectError::NoAnswer { pid, .. }) if is_killed(context, *pid) => {
-            context.slot.refused.add(1);
+            context.slot.refused.add(1)
         }
         CallError::TimedOut => context.slot.refused.add(1),
         error if is_unserved(error) => 0,
