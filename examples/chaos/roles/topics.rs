@@ -299,8 +299,7 @@ fn take_all<T: Post>(
                 if T::KIND == kind::LOSSY {
                     readings.lag(pid, missed);
                     readings.find_missed(T::KIND);
-                } else if !(missed == 1 && is_killed(context, pid))
-                    && !may_have_parted(context, pid)
+                } else if !(may_have_parted(context, pid) || missed == 1 && is_killed(context, pid))
                 {
                     // One may be: which was being published as its publisher was killed. What comes of it is not
                     // accounted for by this, so that no other is.
