@@ -167,9 +167,12 @@ impl Process {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::path::Path;
     use std::process::{Command, Stdio};
 
     use super::*;
+    use crate::sys::inotify::Inotify;
 
     const LONG: Duration = Duration::from_secs(300);
 
@@ -216,31 +219,25 @@ mod tests {
     /// It has an inotify, which the kernel takes some milliseconds to close, behind all that has a higher number.
     #[test]
     fn who_takes_long_to_end_has_a_status_before() {
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        // SAFETY: the child does nothing but a few system calls.
+        let inotify = Inotify::new(Path::new("/proc/self")).unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let above = rustix::io::fcntl_dupfd_cloexec(&theirs, 1000).unwrap();
+        drop(theirs);
+        assert!(inotify.as_raw_fd() < above.as_raw_fd());
+        // SAFETY: the child does nothing but one system call.
         let pid = unsafe { libc::fork() };
         if pid == 0 {
-            // SAFETY: plain integers, and a string that lives for ever; the descriptors are this process's own copies.
-            unsafe {
-                let inotify = libc::inotify_init1(0);
-                libc::inotify_add_watch(inotify, c"/proc/self".as_ptr(), libc::IN_ATTRIB);
-                libc::dup2(theirs.as_raw_fd(), 1000);
-                libc::dup2(inotify, 999);
-                libc::close_range(3, 998, 0);
-                libc::write(1000, c"x".as_ptr().cast(), 1);
-                loop {
-                    libc::pause();
-                }
+            loop {
+                // SAFETY: takes nothing.
+                unsafe { libc::pause() };
             }
         }
-        drop(theirs);
+        drop((inotify, above));
         let process = Process::of_child(u32::try_from(pid).unwrap()).unwrap();
-        let mut byte = [0];
-        (&ours).read_exact(&mut byte).unwrap();
         assert_eq!(process.status(Duration::ZERO), None);
         // SAFETY: a child that nobody has waited for.
         unsafe { libc::kill(pid, libc::SIGKILL) };
-        assert_eq!((&ours).read(&mut byte).unwrap(), 0);
+        assert_eq!((&ours).read(&mut [0]).unwrap(), 0);
         assert_eq!(process.status(Duration::ZERO), Some(9));
         // SAFETY: null says that the status is not wanted.
         unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
