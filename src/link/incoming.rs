@@ -2,13 +2,13 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
+use super::lacking::{Read, Reading};
 use super::member::Member;
 use super::node::{Node, Reach};
 use super::offer::Asked;
 use super::wire::{self, Control, Refusal};
-use super::{Answer, LaneId, Link, Waiting, lock, place};
+use super::{LaneId, Link, lock, place};
 use crate::error::Fault;
 use crate::memory::layout::LAYOUT_VERSION;
 use crate::sync::Ordering;
@@ -19,47 +19,6 @@ use crate::sys::user_id;
 const MOST_NAMES: usize = 65_536;
 /// How many control messages are read before others get their turn.
 const TURN: usize = 64;
-
-/// How long lies between two looks whether this process has a descriptor left.
-pub(super) const SHORT: Duration = Duration::from_millis(10);
-/// How long a segment waits for one, before the link is given up, and how often that is looked at: both, as this process
-/// may be stopped in between.
-const HELD: Duration = Duration::from_secs(1);
-pub(super) const MOST_LOOKS: usize = (HELD.as_millis() / SHORT.as_millis()) as usize;
-
-/// Whether a look at the socket found all there was.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Read {
-    All,
-    Some,
-    /// All before a segment for which this process has no descriptor left now. It stays where it is.
-    Held,
-}
-
-/// What is known of whoever reads next.
-#[derive(Default)]
-pub(super) struct Reading {
-    buffer: Vec<u8>,
-    /// Since when the next message waits for a descriptor, and how often that was looked at.
-    held: Option<(Instant, usize)>,
-}
-
-impl Reading {
-    /// Whether a message has to wait for a descriptor, and may.
-    fn holds(&mut self, descriptors: &Descriptors) -> bool {
-        match descriptors {
-            Descriptors::Came(_) => {
-                self.held = None;
-                false
-            }
-            Descriptors::Lacking => {
-                let (since, looks) = self.held.get_or_insert_with(|| (Instant::now(), 0));
-                *looks += 1;
-                since.elapsed() < HELD || *looks < MOST_LOOKS
-            }
-        }
-    }
-}
 
 impl Link {
     /// Reads and handles control messages that have come. Called by the quiet thread, and by
@@ -255,11 +214,11 @@ impl Link {
         }
         let both = barrier && crate::sys::membarrier::register();
         self.ending.know(|| self.socket.process());
-        let _held = self.state();
+        let state = self.state();
         self.asymmetric.set(both).map_err(|_| Fault::Control {
             what: "a second hello",
         })?;
-        self.changed.notify_all();
+        self.tell(state);
         Ok(())
     }
 
@@ -275,37 +234,7 @@ impl Link {
             });
         }
         state.serving.insert(name);
-        self.changed.notify_all();
-        Ok(())
-    }
-
-    fn answered(&self, lane: u32, answer: Answer) -> Result<(), Fault> {
-        let id = LaneId {
-            ours: true,
-            number: lane,
-        };
-        let mut state = self.state();
-        let issued = state.next_lane;
-        let freed = answer.is_err().then(|| state.lanes.refused(id));
-        let mut later = None;
-        match state.answers.remove(&lane) {
-            Some(Waiting::Yet) => {
-                state.answers.insert(lane, Waiting::Came(answer));
-            }
-            Some(Waiting::Then(then)) => later = Some((then, answer)),
-            // Its caller has given up waiting.
-            None if lane < issued => {}
-            _ => {
-                let what = "an answer that nobody waits for";
-                return Err(Fault::Control { what });
-            }
-        }
-        self.changed.notify_all();
-        drop(state);
-        drop(freed);
-        if let Some((then, answer)) = later {
-            then(answer);
-        }
+        self.tell(state);
         Ok(())
     }
 

@@ -1,11 +1,11 @@
 //! Links between processes: one Unix socket for each pair, and what came over it.
 //!
-//! - [`wire`]: the control messages; [`incoming`]: what they do; [`outgoing`]: those that wait for a
-//!   peer that does not read.
+//! - [`wire`]: the control messages; [`incoming`]: what they do; [`answers`]: who waits for them; [`lacking`]: those that
+//!   wait for a descriptor; [`outgoing`]: those that wait for a peer that does not read.
 //! - [`rings`]: how tasks of the other side are woken.
 //! - [`lanes`], [`doors`]: what lies in our memory for the peer to look at; [`presence`]: what we
 //!   look at in its memory; [`pins`]: of both, what messages refer to.
-//! - [`node`]: what one open bus has: its arena, its links, its ports, its quiet thread.
+//! - [`node`]: what one open bus has: its arena, its links, its ports; [`quiet`]: its quiet thread.
 //! - [`ending`]: how the peer's process ended, where the system knows.
 //! - [`place`]: the directory of a bus: names, locks, sockets; [`awaited`]: who waits for a name; [`member`],
 //!   [`topics`]: who takes part in a topic, and who learns of it.
@@ -26,12 +26,14 @@
 //! view refers to them, and no longer; its names are taken over by whoever comes next, since the
 //! kernel has freed its locks.
 
+mod answers;
 mod awaited;
 mod doors;
 mod ending;
 #[cfg(feature = "json")]
 pub(crate) mod flight;
 mod incoming;
+mod lacking;
 mod lanes;
 mod line;
 pub(crate) mod member;
@@ -41,6 +43,7 @@ mod outgoing;
 pub(crate) mod pins;
 pub(crate) mod place;
 mod presence;
+mod quiet;
 mod rings;
 pub(crate) mod topics;
 pub(crate) mod wire;
@@ -50,7 +53,8 @@ use std::io;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::task::Waker;
+use std::time::Instant;
 
 use crate::error::Fault;
 use crate::memory::layout::{LAYOUT_VERSION, SegmentRef};
@@ -62,10 +66,12 @@ use crate::sys::poll::{self, Epoll};
 use crate::sys::process::Process;
 use crate::sys::socket::{Credentials, Socket};
 use crate::wait::Post;
+use answers::Waiting;
+pub(crate) use answers::{Answer, HANDSHAKE, Until};
 pub(crate) use doors::DoorBit;
 use doors::Doors;
 use ending::Ending;
-use incoming::{MOST_LOOKS, Read, Reading, SHORT};
+use lacking::{Read, Reading};
 pub(crate) use lanes::Estate;
 use lanes::Lanes;
 pub(crate) use line::{LaneId, Line};
@@ -74,13 +80,7 @@ use node::Node;
 use outgoing::{Descriptor, Outgoing, Unsent};
 use presence::Mapped;
 use rings::Rings;
-use wire::{Control, End, Refusal};
-
-/// How long a peer may take to say hello, or to answer.
-pub(crate) const HANDSHAKE: Duration = Duration::from_secs(5);
-
-/// The answer to a request for a port.
-pub(crate) type Answer = Result<End, Refusal>;
+use wire::Control;
 
 /// The connection to one other process.
 pub(crate) struct Link {
@@ -97,6 +97,7 @@ pub(crate) struct Link {
     announced: Mutex<HashSet<u64>>,
     state: Mutex<State>,
     changed: Condvar,
+    since: Instant,
     rings: Rings,
     /// Whether both sides can use the cheap half of a barrier, known from the hello on.
     asymmetric: OnceLock<bool>,
@@ -111,23 +112,12 @@ pub(crate) struct Link {
     flight: flight::Flight,
 }
 
-/// Who waits for the answer to a request for a port.
-enum Waiting {
-    /// A thread, and it has not come yet.
-    Yet,
-    /// A thread, and it has come.
-    Came(Answer),
-    /// Nobody: this is done with it, by whoever reads control messages.
-    Then(Then),
-}
-
-/// What is done with an answer.
-pub(crate) type Then = Box<dyn FnOnce(Answer) + Send>;
-
 #[derive(Default)]
 struct State {
     serving: HashSet<String>,
     answers: HashMap<u32, Waiting>,
+    /// Tasks that wait for what a thread waits for with `changed`.
+    wakers: Vec<Waker>,
     lanes: Lanes,
     doors: Doors,
     their_doors: HashSet<SegmentRef>,
@@ -158,6 +148,7 @@ impl Link {
             announced: Mutex::default(),
             state: Mutex::default(),
             changed: Condvar::new(),
+            since: Instant::now(),
             rings: Rings::default(),
             asymmetric: OnceLock::new(),
             dead: AtomicBool::new(false),
@@ -283,18 +274,6 @@ impl Link {
         })
     }
 
-    /// Waits until the peer has said hello.
-    pub(crate) fn wait_hello(&self) -> bool {
-        self.wait_for(Instant::now() + HANDSHAKE, |_| {
-            self.asymmetric.get().copied()
-        })
-        .is_some()
-    }
-
-    pub(crate) fn has_said_hello(&self) -> bool {
-        self.asymmetric.get().is_some()
-    }
-
     /// Has the peer map a segment of ours, unless it was told to before.
     ///
     /// A reference that goes by control message may follow at once; one that goes through shared
@@ -322,28 +301,6 @@ impl Link {
             // A peer that cannot be told is given up by `say`.
             let _ = self.say(&Control::Retired { id });
         }
-    }
-
-    /// The peer's segment with this number.
-    ///
-    /// Its announcement was sent before any reference to it, so if it is not here yet, it lies in
-    /// the socket, also of a peer that died: reading that is all the waiting there is, but for a process that has no
-    /// descriptor left for it.
-    pub(crate) fn segment(&self, id: u64) -> Result<Arc<PeerSegment>, Fault> {
-        /// More than any honest peer says between an announcement and the first reference.
-        const MOST_TURNS: usize = 1024;
-        let mut held = 0..MOST_LOOKS;
-        for _ in 0..MOST_TURNS {
-            if let Some(segment) = self.mapped.get(id) {
-                return Ok(segment);
-            }
-            match self.pump() {
-                Read::Some => {}
-                Read::Held if held.next().is_some() => std::thread::sleep(SHORT),
-                Read::All | Read::Held => break,
-            }
-        }
-        self.mapped.get(id).ok_or(Fault::Segment { segment: id })
     }
 
     /// Checks a reference of the peer's, and returns the place and what keeps it mapped.
@@ -392,22 +349,6 @@ impl Link {
         id
     }
 
-    /// Says what is done with the answer to a request for a port, which is not asked for yet. It is dropped
-    /// where the link dies first.
-    pub(crate) fn answer_later(&self, id: LaneId, then: Then) {
-        let mut state = self.state();
-        // A link that died has dropped them under this lock, or will.
-        let then = match self.is_dead() {
-            true => Some(then),
-            false => {
-                state.answers.insert(id.number, Waiting::Then(then));
-                None
-            }
-        };
-        drop(state);
-        drop(then);
-    }
-
     /// Whether the peer says that it offers a port of this name, or takes part in a topic by it.
     pub(crate) fn is_serving(&self, name: &str) -> bool {
         self.state().serving.contains(name)
@@ -418,48 +359,6 @@ impl Link {
         let state = self.state();
         let members = state.serving.iter().filter_map(|name| Member::parse(name));
         members.collect()
-    }
-
-    /// Waits for the answer to a request for a port; `None` when the link died or time is up.
-    pub(crate) fn wait_answer(&self, id: LaneId, deadline: Instant) -> Option<Answer> {
-        let take = |state: &mut State| match state.answers.get_mut(&id.number)? {
-            came @ Waiting::Came(_) => match std::mem::replace(came, Waiting::Yet) {
-                Waiting::Came(answer) => Some(answer),
-                Waiting::Yet | Waiting::Then(_) => None,
-            },
-            Waiting::Yet | Waiting::Then(_) => None,
-        };
-        let answer = self.wait_for(deadline, take);
-        self.state().answers.remove(&id.number);
-        answer
-    }
-
-    /// Waits until the peer says that it offers a port of this name.
-    pub(crate) fn wait_serving(&self, name: &str, deadline: Instant) -> bool {
-        self.wait_for(deadline, |state| state.serving.contains(name).then_some(()))
-            .is_some()
-    }
-
-    fn wait_for<T>(
-        &self,
-        deadline: Instant,
-        mut ready: impl FnMut(&mut State) -> Option<T>,
-    ) -> Option<T> {
-        let mut state = self.state();
-        loop {
-            if let Some(found) = ready(&mut state) {
-                return Some(found);
-            }
-            let left = deadline.checked_duration_since(Instant::now())?;
-            if self.is_dead() {
-                return None;
-            }
-            state = self
-                .changed
-                .wait_timeout(state, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        }
     }
 
     /// True where the peer may open no more lanes.
@@ -488,6 +387,7 @@ impl Link {
         }
         #[cfg(feature = "json")]
         self.forget_lane(id);
+        self.await_no_answer(id);
         let freed = self.state().lanes.close(id);
         drop(freed);
         let _ = self.say(&Control::Closed {
@@ -541,7 +441,7 @@ impl Link {
         ended.close();
         // Without the lock: what they hold is closed by this.
         drop(waiting);
-        self.changed.notify_all();
+        self.tell(self.state());
         if let Some(bye) = wire::encode(&Control::Bye) {
             let mut outgoing = lock(&self.outgoing);
             outgoing.end(&self.socket, bye);

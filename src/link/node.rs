@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::thread::JoinHandle;
@@ -14,13 +14,12 @@ use std::time::{Duration, Instant};
 
 use super::awaited::Awaited;
 use super::ending::Dying;
-use super::incoming::SHORT;
 use super::offer::Port;
 use super::pins::Shelf;
 use super::place::{Owner, Place};
 use super::topics::Topics;
 use super::wire::Control;
-use super::{HANDSHAKE, Link, lock};
+use super::{Link, lock};
 use crate::error::{ConnectError, Fault, MemoryError, OpenError};
 use crate::memory::arena::{Arena, Limits};
 use crate::memory::layout::Bell;
@@ -104,13 +103,11 @@ pub(crate) struct Node {
     pub(super) cut_off: OnceLock<(u32, Fault)>,
 }
 
-const EVENT: u64 = 0;
+pub(super) const EVENT: u64 = 0;
 pub(super) const LISTENER: u64 = 1;
-const RINGS: u64 = 2;
+pub(super) const RINGS: u64 = 2;
 pub(super) const MEMBERS: u64 = 3;
 const FIRST_LINK: u64 = 4;
-/// After so many looks for rings, others have their turn.
-const RING_TURNS: usize = 16;
 /// How long a bus that is dropped waits for peers that do not read, to say that it ends.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long a thread sleeps at a time where peers are not trusted: one of them may sleep on its bell, and be woken in
@@ -302,7 +299,7 @@ impl Node {
         }
     }
 
-    fn sleeper(&self, bell: u32) -> Option<Arc<Sleeper>> {
+    pub(super) fn sleeper(&self, bell: u32) -> Option<Arc<Sleeper>> {
         let sleepers = lock(&self.sleepers);
         sleepers.get(bell as usize).and_then(Weak::upgrade)
     }
@@ -437,30 +434,21 @@ impl Node {
         Ok(link)
     }
 
-    /// As [`begin_link`](Self::begin_link), and waits for the other side to greet.
+    /// As [`begin_link`](Self::begin_link), for who connects to a port.
     pub(crate) fn link_to(self: &Arc<Self>, owner: &Owner) -> Result<Arc<Link>, ConnectError> {
-        let link = match self.begin_link(owner) {
+        match self.begin_link(owner) {
             // Its lock stands and nobody listens: it is about to end.
             Err(OpenError::System { source, .. })
                 if source.kind() == ErrorKind::ConnectionRefused =>
             {
-                return Err(ConnectError::Lost {
+                Err(ConnectError::Lost {
                     pid: owner.pid,
                     fault: None,
                     ended: None,
-                });
+                })
             }
-            begun => begun?,
-        };
-        if !link.wait_hello() {
-            link.die(None);
-            return Err(ConnectError::Lost {
-                pid: link.pid(),
-                fault: link.fault(),
-                ended: link.ended(),
-            });
+            begun => Ok(begun?),
         }
-        Ok(link)
     }
 
     /// A link has ended, once.
@@ -504,112 +492,6 @@ impl Node {
     pub(crate) fn end_ports(&self) {
         let ports: Vec<_> = lock(&self.ports).values().cloned().collect();
         ports.iter().for_each(|port| port.end());
-    }
-
-    /// The quiet thread.
-    fn run(self: Arc<Self>) {
-        super::ending::wait_never();
-        let mut ready = Vec::new();
-        let mut strangers: Vec<(u64, Instant)> = Vec::new();
-        let mut is_crowd = false;
-        let mut sees_all = true;
-        // SYNC(quits): Acquire; pairs with Release in `stop`.
-        while !self.quits.load(Ordering::Acquire) {
-            let timer = self.due.next_timer();
-            let timer = timer.map(|at| at.saturating_duration_since(Instant::now()));
-            let patience = (!strangers.is_empty()).then_some(Duration::from_millis(100));
-            let timeout = timer
-                .into_iter()
-                .chain(patience)
-                .chain(self.late_ends())
-                .chain((!sees_all).then_some(SHORT))
-                .min();
-            if self.epoll.wait(&mut ready, timeout).is_err() {
-                break;
-            }
-            let mut is_short = false;
-            for &token in &ready {
-                match token {
-                    EVENT => self.due.event.clear(),
-                    LISTENER => {
-                        let welcomed = self.welcome(&mut strangers);
-                        is_short |= welcomed.is_err();
-                        self.tell_of_crowd(welcomed, &mut is_crowd);
-                    }
-                    RINGS => drop(self.take_rings()),
-                    MEMBERS => sees_all &= self.look_for_members(),
-                    token => match self.link(token) {
-                        Some(link) => is_short |= link.tend(),
-                        None => self.bury(token),
-                    },
-                }
-            }
-            if !sees_all {
-                sees_all = self.look_for_all_members();
-            }
-            self.due.run();
-            if is_short {
-                // No descriptor is left: who waits for one waits on, and so do we.
-                std::thread::sleep(SHORT);
-            }
-            strangers.retain(|&(token, deadline)| match self.link(token) {
-                Some(link) if link.has_said_hello() => false,
-                Some(link) if Instant::now() >= deadline => {
-                    // It may be stopped, or be killed and not cleared up yet: that is no lie.
-                    let what = format!("it has connected, and said no hello within {HANDSHAKE:?}");
-                    self.report(link.pid(), what);
-                    link.die(None);
-                    false
-                }
-                other => other.is_some(),
-            });
-        }
-    }
-
-    /// Adopts who has connected, as long as descriptors are left.
-    fn welcome(self: &Arc<Self>, strangers: &mut Vec<(u64, Instant)>) -> io::Result<()> {
-        let Some(listener) = lock(&self.listener).clone() else {
-            return Ok(());
-        };
-        loop {
-            let Some(socket) = listener.accept()? else {
-                return Ok(());
-            };
-            match self.adopt(socket) {
-                Ok(link) => strangers.push((link.token(), Instant::now() + HANDSHAKE)),
-                Err(OpenError::Peer { pid, problem }) => self.report(pid, problem),
-                Err(_) => {}
-            }
-        }
-    }
-
-    /// Reports that connections wait: once, until none does any more.
-    fn tell_of_crowd(&self, welcomed: io::Result<()>, is_crowd: &mut bool) {
-        let was_crowd = std::mem::replace(is_crowd, welcomed.is_err());
-        if let (Err(error), false) = (welcomed, was_crowd) {
-            let what = format!("cannot accept a connection: {error}");
-            self.report(std::process::id(), what);
-        }
-    }
-}
-
-impl Drive for Node {
-    /// Drives the ports whose tasks peers rang for.
-    fn drive(&self) -> bool {
-        let mut bells = Vec::new();
-        for _ in 0..RING_TURNS {
-            let Ok(more) = self.due.rings.ready(&mut bells) else {
-                return false;
-            };
-            for &bell in &bells {
-                let sleeper = u32::try_from(bell).ok().and_then(|bell| self.sleeper(bell));
-                sleeper.into_iter().for_each(|sleeper| sleeper.drive());
-            }
-            if !more {
-                return false;
-            }
-        }
-        true
     }
 }
 

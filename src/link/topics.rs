@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
-use super::incoming::Read;
+use super::lacking::Read;
 use super::member::{Member, Part};
 use super::node::{MEMBERS, Node, Reach};
 use super::offer::{Offer, Port};

@@ -11,15 +11,18 @@ mod sessions;
 mod streaming;
 mod superseding;
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::connect::Connecting;
 use super::items::Items;
 use super::scope;
 use super::trace::Calling;
 use crate::bus::Shared as BusShared;
 use crate::error::{CallError, ConnectError, SendError};
 use crate::lane::{Inbox, Message, Outbox, Parcel, Received, To, View, is_large};
+use crate::link::Until;
 use crate::memory::layout::Envelope;
 use crate::message::ShmRequest;
 use crate::sys::clock;
@@ -47,6 +50,8 @@ pub(super) type Error<R> = CallError<<R as ShmRequest>::Error>;
 /// and is made again.
 pub struct Client<R: ShmRequest> {
     sessions: Sessions<R>,
+    /// With the successor of a server that is gone.
+    connecting: RefCell<Connecting>,
     bus: Arc<BusShared>,
 }
 
@@ -55,9 +60,10 @@ impl<R: ShmRequest> Client<R> {
         bus: &Arc<BusShared>,
         deadline: Option<Instant>,
     ) -> Result<Client<R>, ConnectError> {
-        let session = Session::open(bus, deadline)?;
+        let session = Session::open(bus, |wanted| wanted.connect_first(deadline))?;
         Ok(Client {
             sessions: Sessions::new(session),
+            connecting: RefCell::default(),
             bus: bus.clone(),
         })
     }
@@ -293,7 +299,11 @@ impl<R: ShmRequest> Client<R> {
         let Err(CallError::Send(SendError::Closed { .. })) = &begun else {
             return begun;
         };
-        Items::begin(self.succeed(None)?, request, deadline)
+        match self.succeed(false, deadline) {
+            Ok(lease) => Items::begin(lease, request, deadline),
+            Err(ConnectError::NoAnswer { .. }) if is_late(deadline) => Err(CallError::TimedOut),
+            Err(none) => Err(none.into()),
+        }
     }
 
     #[inline(always)]
@@ -325,14 +335,19 @@ impl<R: ShmRequest> Client<R> {
         mut error: Error<R>,
     ) -> Result<View<'a, R::Reply>, Error<R>> {
         let mut is_first = true;
-        let is_late = || deadline.is_some_and(|at| Instant::now() >= at);
-        while may_go_on::<R>(&error, is_first) && !is_late() {
+        while may_go_on::<R>(&error, is_first) && !is_late(deadline) {
             is_first = false;
-            // For a request that was sent, somebody is to come; any other is its caller's to keep.
-            let until = R::IDEMPOTENT.then(|| deadline.unwrap_or_else(|| Instant::now() + NEVER));
             drop(lease);
-            lease = match self.succeed(until) {
+            // For a request that may be sent twice, somebody is to come; any other is its caller's to keep.
+            lease = match self.succeed(R::IDEMPOTENT, deadline) {
                 Ok(lease) => lease,
+                Err(ConnectError::NoAnswer { .. }) if is_late(deadline) => {
+                    error = match error {
+                        lost @ CallError::Lost { .. } => lost,
+                        _ => CallError::TimedOut,
+                    };
+                    break;
+                }
                 Err(none) => {
                     error = said_of(error, none);
                     break;
@@ -353,13 +368,26 @@ impl<R: ShmRequest> Client<R> {
         Err(error)
     }
 
-    /// Connects to the server that offers the service now, or does until then.
+    /// Connects to the server that offers the service now, or waits for one.
     #[cold]
-    fn succeed(&self, until: Option<Instant>) -> Result<Lease<'_, R>, ConnectError> {
-        let session = Session::open(&self.bus, until)?;
+    fn succeed(
+        &self,
+        waits: bool,
+        deadline: Option<Instant>,
+    ) -> Result<Lease<'_, R>, ConnectError> {
+        let session = Session::open(&self.bus, |wanted| {
+            let connecting = &mut *self.connecting.borrow_mut();
+            let until = deadline.map_or(Until::Overdue, Until::At);
+            let comes = || deadline.unwrap_or_else(|| Instant::now() + NEVER);
+            wanted.connect_by(waits.then(comes), connecting, until)
+        })?;
         session.wait.set(self.sessions.lease().wait.get());
         Ok(self.sessions.succeed(session))
     }
+}
+
+fn is_late(deadline: Option<Instant>) -> bool {
+    deadline.is_some_and(|at| Instant::now() >= at)
 }
 
 /// Whether a call that failed so is made again: as nobody has got it, for once; or as its server is gone and it

@@ -8,7 +8,7 @@ use crate::error::{ConnectError, OpenError};
 use crate::lane::{Board, Form, Inbox, Near, Outbox, complete, offer_end};
 use crate::link::node::{Node, Reach};
 use crate::link::wire::{Control, Refusal};
-use crate::link::{Answer, HANDSHAKE, LaneId, Line, Link};
+use crate::link::{Answer, HANDSHAKE, LaneId, Line, Link, Until};
 use crate::wait::{Sleeper, Waiter};
 
 /// A lane pair that is open.
@@ -50,27 +50,142 @@ impl Drop for Closer {
     }
 }
 
-/// Opens lanes to the port `name`, waiting for it to appear until the deadline, if there is one.
-pub(crate) fn connect(
-    node: &Arc<Node>,
-    name: &str,
-    contract: &Contract,
-    waiter: Waiter,
-    deadline: Option<Instant>,
-) -> Result<Connected, ConnectError> {
-    node.check_fork()?;
-    crate::link::place::check_name(name)?;
-    let mut pause = Duration::from_micros(200);
-    loop {
-        let result = try_connect(node, name, contract, waiter);
-        let retry = result.as_ref().is_err_and(|error| may_come(node, error));
-        let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
-        match left {
-            Some(left) if retry && !left.is_zero() => {
-                wait_for_server(node, name, pause.min(left));
-                pause = (pause * 2).min(Duration::from_millis(5));
+/// A port that a process is asked for.
+pub(crate) struct Wanted<'a> {
+    pub(crate) node: &'a Arc<Node>,
+    pub(crate) name: &'a str,
+    pub(crate) contract: &'a Contract,
+    pub(crate) waiter: Waiter,
+}
+
+/// A connection that is being made. Where its user's time is up first, the next attempt goes on with it: so somebody
+/// connects also in turns that are shorter than connecting takes.
+#[derive(Default)]
+pub(crate) struct Connecting {
+    opening: Option<Opening>,
+    /// When the peer is late, where it is waited for.
+    due: Option<Instant>,
+}
+
+impl Connecting {
+    /// Until when it makes sense to go on with it, where it failed only as its user's time was up.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.due
+    }
+}
+
+impl Wanted<'_> {
+    /// Opens lanes to the port. With a deadline, waits so long for it to appear.
+    pub(crate) fn connect_by(
+        &self,
+        deadline: Option<Instant>,
+        connecting: &mut Connecting,
+        until: Until<'_>,
+    ) -> Result<Connected, ConnectError> {
+        let mut pause = Duration::from_micros(200);
+        loop {
+            let result = self.connect(connecting, until);
+            let retry = result.as_ref().is_err_and(|e| may_come(self.node, e));
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            match left {
+                Some(left) if retry && !left.is_zero() => {
+                    self.wait_for_owner(pause.min(left));
+                    pause = (pause * 2).min(Duration::from_millis(5));
+                }
+                _ => return result,
             }
-            _ => return result,
+        }
+    }
+
+    /// As [`connect_by`](Self::connect_by), as long as its owner may take to answer.
+    pub(crate) fn connect_first(
+        &self,
+        deadline: Option<Instant>,
+    ) -> Result<Connected, ConnectError> {
+        self.connect_by(deadline, &mut Connecting::default(), Until::Overdue)
+    }
+
+    /// Opens lanes to the port, if somebody has it. [`ConnectError::NoAnswer`] also where the time is up first:
+    /// [`Connecting::due`] tells.
+    pub(super) fn connect(
+        &self,
+        connecting: &mut Connecting,
+        until: Until<'_>,
+    ) -> Result<Connected, ConnectError> {
+        self.node.check_fork()?;
+        crate::link::place::check_name(self.name)?;
+        connecting.due = None;
+        let opening = match connecting.opening.take() {
+            Some(opening) if !opening.closer.link.is_dead() => opening,
+            _ => {
+                let link = self.link()?;
+                if !link.wait_hello(until) {
+                    return Err(self.unanswered(connecting, &link));
+                }
+                self.ask(&link)?
+            }
+        };
+        let link = &opening.closer.link;
+        let answer = link.wait_answer(opening.id, opening.due, until);
+        if answer.is_none() && !link.is_dead() && Instant::now() < opening.due {
+            let error = self.no_answer(link);
+            connecting.due = Some(opening.due);
+            connecting.opening = Some(opening);
+            return Err(error);
+        }
+        opening.end(self.node, self.contract, answer)
+    }
+
+    /// The link to whoever has the port, over which perhaps nothing was said yet.
+    fn link(&self) -> Result<Arc<Link>, ConnectError> {
+        let Wanted { node, name, .. } = self;
+        match node.reach() {
+            Reach::Name { place, .. } => {
+                let owner = place.find(name)?.ok_or_else(|| no_server(node, name))?;
+                node.link_to(&owner)
+            }
+            Reach::Inherited => {
+                let link = node.all_links().into_iter().next();
+                link.ok_or_else(|| node.cut_off_by().unwrap_or_else(|| no_server(node, name)))
+            }
+        }
+    }
+
+    /// Why the other side has not said hello.
+    fn unanswered(&self, connecting: &mut Connecting, link: &Link) -> ConnectError {
+        if !link.is_dead() && Instant::now() < link.hello_due() {
+            connecting.due = Some(link.hello_due());
+            return self.no_answer(link);
+        }
+        if matches!(self.node.reach(), Reach::Name { .. }) {
+            link.die(None);
+        }
+        lost(link)
+    }
+
+    fn no_answer(&self, link: &Link) -> ConnectError {
+        ConnectError::NoAnswer {
+            service: self.name.to_owned(),
+            pid: link.pid(),
+        }
+    }
+
+    /// Asks for the port.
+    fn ask(&self, link: &Arc<Link>) -> Result<Opening, ConnectError> {
+        let sleeper = self.node.new_sleeper(self.waiter)?;
+        let ends = (sleeper.clone(), Line::new(sleeper));
+        let name = (self.name, None);
+        let (opening, open) = Opening::begin(self.node, link, name, self.contract, ends, None)?;
+        link.say(&open).map_err(|_| lost(link))?;
+        Ok(opening)
+    }
+
+    fn wait_for_owner(&self, pause: Duration) {
+        match (self.node.reach(), self.node.all_links().first()) {
+            (Reach::Inherited, Some(link)) => {
+                link.wait_serving(self.name, Instant::now() + pause);
+            }
+            _ => std::thread::sleep(pause),
         }
     }
 }
@@ -88,15 +203,6 @@ pub(super) fn may_come(node: &Node, error: &ConnectError) -> bool {
     is_for_now && !node.is_cut_off()
 }
 
-fn wait_for_server(node: &Node, name: &str, pause: Duration) {
-    match (node.reach(), node.all_links().first()) {
-        (Reach::Inherited, Some(link)) => {
-            link.wait_serving(name, Instant::now() + pause);
-        }
-        _ => std::thread::sleep(pause),
-    }
-}
-
 fn no_server(node: &Node, name: &str) -> ConnectError {
     let place = match node.reach() {
         Reach::Name { place, .. } => place.port_path(name).display().to_string(),
@@ -110,48 +216,6 @@ fn no_server(node: &Node, name: &str) -> ConnectError {
         service: name.to_owned(),
         place,
     }
-}
-
-fn try_connect(
-    node: &Arc<Node>,
-    name: &str,
-    contract: &Contract,
-    waiter: Waiter,
-) -> Result<Connected, ConnectError> {
-    let link = match node.reach() {
-        Reach::Name { place, .. } => {
-            let owner = place.find(name)?.ok_or_else(|| no_server(node, name))?;
-            node.link_to(&owner)?
-        }
-        Reach::Inherited => {
-            let link = node.all_links().into_iter().next();
-            link.ok_or_else(|| node.cut_off_by().unwrap_or_else(|| no_server(node, name)))?
-        }
-    };
-    if !link.wait_hello() {
-        return Err(ConnectError::Lost {
-            pid: link.pid(),
-            fault: link.fault(),
-            ended: link.ended(),
-        });
-    }
-    let sleeper = node.new_sleeper(waiter)?;
-    open_lane(node, &link, name, contract, sleeper)
-}
-
-fn open_lane(
-    node: &Arc<Node>,
-    link: &Arc<Link>,
-    name: &str,
-    contract: &Contract,
-    sleeper: Arc<Sleeper>,
-) -> Result<Connected, ConnectError> {
-    let line = Line::new(sleeper.clone());
-    let ends = (sleeper, line);
-    let (opening, open) = Opening::begin(node, link, (name, None), contract, ends, None)?;
-    link.say(&open).map_err(|_| lost(link))?;
-    let answer = link.wait_answer(opening.id, Instant::now() + HANDSHAKE);
-    opening.end(node, contract, answer)
 }
 
 /// Opens a lane to the port of this name as the publisher `from`, of what has changed on its board if it has one,
@@ -200,6 +264,8 @@ struct Opening {
     line: Arc<Line>,
     closer: Closer,
     sleeper: Arc<Sleeper>,
+    /// When its answer is late.
+    due: Instant,
 }
 
 impl Opening {
@@ -230,6 +296,7 @@ impl Opening {
             line,
             closer,
             sleeper,
+            due: Instant::now() + HANDSHAKE,
         };
         Ok((opening, open))
     }
@@ -248,6 +315,7 @@ impl Opening {
             line,
             closer,
             sleeper,
+            due: _,
         } = self;
         let link = closer.link.clone();
         let pid = link.pid();

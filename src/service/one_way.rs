@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use bytemuck::Pod;
 
-use super::connect::{Closer, Connected, connect};
+use super::connect::{Closer, Connected, Connecting, Wanted};
 use super::contract::Contract;
 use super::hub::Hub;
 use super::port::HubPort;
 use crate::bus::Shared as BusShared;
 use crate::error::{ConnectError, Fault, ReceiveError, SendError};
 use crate::lane::{Bulk, Bytes, Held, Message, Outbox, Role, To, View};
+use crate::link::Until;
 use crate::link::offer::Offer;
 use crate::message::ShmMessage;
 use crate::wait::{Wait, Waiter};
@@ -197,6 +198,8 @@ pub struct Sender<T: ShmMessage> {
     /// Whether its user knows that the receiver is gone, and with it what was under way.
     is_told: bool,
     closer: Closer,
+    /// With the receiver's successor.
+    connecting: Connecting,
     bus: Arc<BusShared>,
     _message: PhantomData<fn(T)>,
 }
@@ -208,15 +211,20 @@ impl<T: ShmMessage> Sender<T> {
         deadline: Option<Instant>,
     ) -> Result<Sender<T>, ConnectError> {
         let node = bus.node();
-        let contract = Contract::one_way::<T>();
-        let Connected { outbox, closer, .. } =
-            connect(node, name, &contract, Waiter::Thread, deadline)?;
+        let wanted = Wanted {
+            node,
+            name,
+            contract: &Contract::one_way::<T>(),
+            waiter: Waiter::Thread,
+        };
+        let Connected { outbox, closer, .. } = wanted.connect_first(deadline)?;
         Ok(Sender {
             outbox,
             name: name.to_owned(),
             wait: node.config().wait,
             is_told: false,
             closer,
+            connecting: Connecting::default(),
             bus: bus.clone(),
             _message: PhantomData,
         })
@@ -283,14 +291,16 @@ impl<T: ShmMessage> Sender<T> {
     #[inline]
     pub fn send(&mut self, message: &T) -> Result<(), SendError> {
         let wait = self.wait;
-        self.send_by(|outbox| outbox.send(message, To::tag(0), wait, None))
+        let until = || Until::Overdue;
+        self.send_by(until, |outbox| outbox.send(message, To::tag(0), wait, None))
     }
 
     /// As [`send`](Self::send), but never waits.
     ///
     /// # Errors
     ///
-    /// [`SendError::Full`] where the receiver holds everything that the lane has room for.
+    /// [`SendError::Full`] where the receiver holds everything that the lane has room for, or is the successor of one
+    /// that is gone and is not connected yet.
     ///
     /// # Examples
     ///
@@ -315,7 +325,8 @@ impl<T: ShmMessage> Sender<T> {
     /// ```
     #[inline]
     pub fn try_send(&mut self, message: &T) -> Result<(), SendError> {
-        self.send_by(|outbox| outbox.try_send(message, To::tag(0)))
+        let until = || Until::At(Instant::now());
+        self.send_by(until, |outbox| outbox.try_send(message, To::tag(0)))
     }
 
     /// As [`send`](Self::send), but waits at most so long.
@@ -347,16 +358,20 @@ impl<T: ShmMessage> Sender<T> {
     /// ```
     pub fn send_timeout(&mut self, message: &T, timeout: Duration) -> Result<(), SendError> {
         let (wait, deadline) = (self.wait, Instant::now().checked_add(timeout));
-        self.send_by(|outbox| outbox.send(message, To::tag(0), wait, deadline))
+        let until = || deadline.map_or(Until::Overdue, Until::At);
+        self.send_by(until, |outbox| {
+            outbox.send(message, To::tag(0), wait, deadline)
+        })
     }
 
     #[inline(always)]
     fn send_by(
         &mut self,
+        until: impl FnOnce() -> Until<'static>,
         send: impl Fn(&mut Outbox) -> Result<(), SendError>,
     ) -> Result<(), SendError> {
         match send(&mut self.outbox) {
-            Err(error @ SendError::Closed { .. }) => self.send_on(error, send),
+            Err(error @ SendError::Closed { .. }) => self.send_on(error, until(), send),
             sent => sent,
         }
     }
@@ -366,16 +381,25 @@ impl<T: ShmMessage> Sender<T> {
     fn send_on(
         &mut self,
         closed: SendError,
+        until: Until<'_>,
         send: impl Fn(&mut Outbox) -> Result<(), SendError>,
     ) -> Result<(), SendError> {
         if !std::mem::replace(&mut self.is_told, true) {
             return Err(closed);
         }
-        let Ok(next) = Sender::<T>::connect(&self.bus, &self.name, None) else {
-            return Err(closed);
+        let wanted = Wanted {
+            node: self.bus.node(),
+            name: &self.name,
+            contract: &Contract::one_way::<T>(),
+            waiter: Waiter::Thread,
         };
-        self.outbox = next.outbox;
-        self.closer = next.closer;
+        let connected = wanted.connect(&mut self.connecting, until);
+        let Ok(Connected { outbox, closer, .. }) = connected else {
+            // It may come still: there is no room for the message yet.
+            let is_coming = self.connecting.due().is_some();
+            return Err(if is_coming { SendError::Full } else { closed });
+        };
+        (self.outbox, self.closer) = (outbox, closer);
         self.is_told = false;
         send(&mut self.outbox)
     }
@@ -422,12 +446,32 @@ impl<T: ShmMessage> Sender<T> {
 mod tests {
     use std::time::Duration;
 
-    use crate::{Bus, ShmMessage};
+    use crate::{Bus, SendError, ShmMessage};
 
     #[derive(ShmMessage)]
     struct Pair {
         left: u64,
         right: u64,
+    }
+
+    /// Each try goes on with what the one before began: of all the lanes that it asks for, it gets the first.
+    #[test]
+    fn who_never_waits_connects_in_turns() {
+        let name = format!("test-turns-{}", std::process::id());
+        let open = || Bus::open(&name).expect("it opens");
+        let (sending, first, second) = (open(), open(), open());
+        let pair = Pair { left: 1, right: 2 };
+        let receiver = first.receiver::<Pair>("pairs").expect("it is free");
+        let mut sender = sending.sender("pairs").expect("it is received");
+        drop((receiver, first));
+        while !matches!(sender.try_send(&pair), Err(SendError::Closed { .. })) {}
+        let mut receiver = second.receiver::<Pair>("pairs").expect("it is free");
+        while let Err(error) = sender.try_send(&pair) {
+            assert!(matches!(error, SendError::Full), "{error}");
+        }
+        assert_eq!(sender.closer.number(), 0);
+        let came = receiver.next().expect("not forked").expect("it was sent");
+        assert_eq!(came.left, 1);
     }
 
     /// A record of text has no alignment, and is no message.

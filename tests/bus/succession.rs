@@ -1,5 +1,7 @@
 //! Servers that die, and others that come in their place.
 
+use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,7 +16,9 @@ use shmbus::{Bus, Bytes, CallError, ConnectError, SendError, ShmMessage};
 
 use crate::ends::{Walk, walk};
 use crate::faults::Unchecked;
-use crate::support::{Ask, Child, alone, answer, check_call, name, open, tell, together};
+use crate::support::{
+    Ask, Child, Counting, alone, answer, check_call, name, open, poll, tell, together,
+};
 
 /// What may be handled twice.
 #[derive(ShmMessage)]
@@ -318,6 +322,59 @@ fn a_client_has_one_server_after_the_other() {
     serving.0.join().expect("it does not panic");
     drop((client, tasks, serving.1));
     assert_eq!(settled(&calling), 0);
+}
+
+/// In a child: offers all that these tests ask for.
+pub(crate) fn receives_and_serves(name: &str) {
+    let bus = open(name);
+    let server = bus.server::<Ask>().expect("nobody else serves");
+    let receiver = bus.receiver::<Ask>("asks").expect("nobody else does");
+    tell("ready");
+    answer(server);
+    drop(receiver);
+}
+
+/// It has the time that its caller has, and no other: a thread, a task, and who does not wait at all.
+#[test]
+fn a_successor_that_is_stopped_holds_nobody_up() {
+    let _together = together();
+    let name = name("stopped");
+    let calling = open(&name);
+    let mut server = Child::start("receives-and-serves", &[&name]);
+    assert_eq!(server.hear(), "ready");
+    let client = calling.client::<Ask>().expect("it is served");
+    let tasks = calling.async_client::<Ask>().expect("it is served");
+    let mut sender = calling.sender::<Ask>("asks").expect("it is received");
+    server.kill();
+    wait_for_nobody(|| client.call(&Ask::new(1, 10)).map(drop));
+    wait_for_nobody(|| tasks.call(&Ask::new(1, 10)).wait().map(drop));
+    while !matches!(
+        sender.try_send(&Ask::new(1, 10)),
+        Err(SendError::Closed { .. })
+    ) {}
+    let mut server = Child::start("receives-and-serves", &[&name]);
+    assert_eq!(server.hear(), "ready");
+    server.stop();
+    let short = Duration::from_millis(1);
+    let ask = Ask::new(7, 10);
+    let counting = Arc::new(Counting::default());
+    let mut pending = pin!(tasks.call(&ask));
+    for _ in 0..3 {
+        let error = client.call_timeout(&ask, short).err();
+        assert!(matches!(error, Some(CallError::TimedOut)), "{error:?}");
+        let error = client.stream_timeout(&ask, short).err();
+        assert!(matches!(error, Some(CallError::TimedOut)), "{error:?}");
+        let error = tasks.call_timeout(&ask, short).wait().err();
+        assert!(matches!(error, Some(CallError::TimedOut)), "{error:?}");
+        let error = sender.send_timeout(&ask, short).err();
+        assert!(matches!(error, Some(SendError::Full)), "{error:?}");
+        assert!(matches!(sender.try_send(&ask), Err(SendError::Full)));
+        assert!(poll(&mut pending, &counting.clone().into()).is_pending());
+    }
+    server.go_on();
+    assert_eq!(pollster::block_on(pending).expect("it is answered").id, 7);
+    check_call(&client, 1, 10);
+    sender.send(&ask).expect("there is room");
 }
 
 /// What was under way may be lost, which is said once.

@@ -15,7 +15,7 @@ use crate::lane::{Held, Inbox, Message, Outbox, Parcel, Received, Role, To, View
 use crate::message::{ShmMessage, ShmRequest};
 use crate::service::MOST_HELD;
 use crate::service::calls::Calls;
-use crate::service::connect::{Closer, connect};
+use crate::service::connect::{Closer, Connected, Wanted};
 use crate::service::contract::Contract;
 use crate::service::failure::{unanswered, unreadable};
 use crate::service::newest::{Newest, Ticket};
@@ -39,14 +39,18 @@ pub(in crate::service) struct Session<R: ShmRequest> {
 }
 
 impl<R: ShmRequest> Session<R> {
-    /// With whoever offers the service, or does until the deadline.
+    /// With whoever offers the service.
     pub(super) fn open(
         bus: &Arc<BusShared>,
-        deadline: Option<Instant>,
+        connect: impl FnOnce(&Wanted<'_>) -> Result<Connected, ConnectError>,
     ) -> Result<Self, ConnectError> {
         let node = bus.node();
-        let contract = Contract::service::<R>();
-        let connected = connect(node, R::SERVICE, &contract, Waiter::Thread, deadline)?;
+        let connected = connect(&Wanted {
+            node,
+            name: R::SERVICE,
+            contract: &Contract::service::<R>(),
+            waiter: Waiter::Thread,
+        })?;
         let (mut outbox, mut inbox, closer, sleeper) = connected.both()?;
         inbox.watch();
         outbox.set_keeping(R::IDEMPOTENT);

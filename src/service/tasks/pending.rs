@@ -10,6 +10,7 @@ use super::claim::Claim;
 use super::client::AsyncClient;
 use super::open::Open;
 use super::strand::Strand;
+use super::strands::NoSuccessor;
 use crate::error::{CallError, ConnectError, Ended, Fault, SendError};
 use crate::lane::{Kept, Parcel};
 use crate::message::ShmRequest;
@@ -154,7 +155,14 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
                 // Perhaps others took the last places meanwhile.
                 Poll::Ready(Err(CallError::TooMany { .. })) => {
                     strand.leave(&mut place);
-                    strand = strands.another::<R>()?;
+                    match strands.another::<R>(waker)? {
+                        Some(next) => strand = next,
+                        None => {
+                            let due = Timeout::new(strands.bus.node().due(), strands.due());
+                            self.succession.retry = Some(due);
+                            return Ok(None);
+                        }
+                    }
                 }
                 Poll::Ready(Err(error)) if may_go_on::<R>(&error, is_first) => {
                     is_first = false;
@@ -194,18 +202,18 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
             let kept = waker.map(|waker| node.await_port(R::SERVICE, place, waker));
             kept.transpose().map_err(ConnectError::from)?;
         }
-        let none = match self.client.strands.successor::<R>() {
+        let NoSuccessor { error: none, due } = match self.client.strands.successor::<R>(waker) {
             Ok(strand) => {
                 *retry = None;
                 return Ok(Some(strand));
             }
             Err(none) => none,
         };
-        let waits = R::IDEMPOTENT && may_come(node, &none);
+        let waits = due.is_some() || (R::IDEMPOTENT && may_come(node, &none));
         // Of anything else nobody may tell when it is over: descriptors that are lacking, for one.
         let is_told = matches!(none, ConnectError::NoServer { .. });
-        let again = || Timeout::new(node.due(), Some(Instant::now() + RETRY));
-        *retry = (waits && !is_told).then(again);
+        let again = || due.unwrap_or_else(|| Instant::now() + RETRY);
+        *retry = (waits && !is_told).then(|| Timeout::new(node.due(), Some(again())));
         let said = said_of(gone.take().map_or(error, Error::<R>::from), none);
         if !waits {
             return Err(said);
@@ -229,10 +237,11 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
                 }
                 return Poll::Pending;
             }
-            Ok(None) => {
-                let gone = self.succession.gone.take().map(Error::<R>::from);
-                Err(gone.unwrap_or(SendError::Full.into()))
-            }
+            Ok(None) => Err(match self.succession.gone.take() {
+                None => SendError::Full.into(),
+                Some(Gone::Before(ConnectError::NoAnswer { .. })) => CallError::TimedOut,
+                Some(gone) => gone.into(),
+            }),
             Ok(Some(open)) => Ok(open),
             Err(error) => Err(error),
         };
