@@ -105,6 +105,8 @@ fn child() {
         "forks-with-a-set" => wait_set::processes::forks_with_a_set(),
         "edits" => pinned::ends::edits(arguments[0]),
         "holds-requests" => pinned::ends::holds_requests(arguments[0]),
+        "grows" => want::grows(),
+        "calls-with-no-descriptor" => want::calls_with_no_descriptor(),
         "takes-with-one-descriptor" => want::takes_with_one_descriptor(),
         "sends-large" => want::sends_large(),
         "watches-last" => leftovers::watches_last(),

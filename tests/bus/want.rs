@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use shmbus::{MemoryError, SendError, Sender, ShmMessage};
+use shmbus::{Bytes, CallError, MemoryError, SendError, Sender, ShmMessage};
 
 use crate::support::{Ask, Child, Dir, open, tell, together};
 
@@ -62,6 +62,60 @@ fn one_descriptor_is_enough_for_a_segment() {
     assert_eq!(child.hear(), "good");
     assert!(sender.end().success());
     assert!(child.end().success());
+}
+
+/// A request whose reply is as large as it says.
+#[derive(ShmMessage)]
+#[shm(service = "grow", reply = Grown)]
+struct Grow {
+    bytes: u64,
+}
+
+#[derive(ShmMessage)]
+struct Grown {
+    bytes: Bytes,
+}
+
+/// A part: answers, as long as its caller takes the answers.
+pub(crate) fn grows() {
+    let bus = open("want");
+    let mut server = bus.server::<Grow>().expect("nobody else does");
+    tell("ready");
+    while let Some(call) = server.next().expect("not forked") {
+        let bytes = vec![7; call.bytes.to_native() as usize].into();
+        let _ = call.reply(&Grown { bytes });
+    }
+}
+
+/// A part: calls where there is no descriptor for the segment of the reply, as long as that is waited for.
+pub(crate) fn calls_with_no_descriptor() {
+    let bus = open("want");
+    let client = bus.client::<Grow>().expect("it is served");
+    let small = client.call(&Grow { bytes: 24 }).expect("it is answered");
+    drop(small);
+    with_little(Resource::Nofile, next_descriptor(), || {
+        let bytes = LARGE as u64;
+        let lost = client.call(&Grow { bytes }).err();
+        let nobody_is_blamed = matches!(lost, Some(CallError::Lost { fault: None, .. }));
+        assert!(nobody_is_blamed, "{lost:?}");
+    });
+    let incidents = bus.take_incidents();
+    let [said] = &incidents[..] else {
+        panic!("{incidents:?}");
+    };
+    assert!(said.what.contains("ulimit -n"), "{said}");
+    tell("good");
+}
+
+#[test]
+fn who_sent_what_there_was_no_descriptor_for_is_not_blamed() {
+    let dir = Dir::new();
+    let _together = together();
+    let mut server = Child::start_in(dir.path(), "grows", &[]);
+    assert_eq!(server.hear(), "ready");
+    let mut client = Child::start_in(dir.path(), "calls-with-no-descriptor", &[]);
+    assert_eq!(client.hear(), "good");
+    assert!(client.end().success());
 }
 
 /// A part: sends a small message, and a large one when it is told to.

@@ -86,7 +86,7 @@ impl<R: ShmRequest> AsyncClient<R> {
     /// Sends a request, at once where there is room, and returns what its reply is waited for with.
     ///
     /// Each few hundred calls that are not answered yet share a pair of lanes; one more pair is opened
-    /// when all are full, which takes as long as connecting does.
+    /// when all are full, and what has no place until then is sent once it is polled behind that.
     pub fn call<'a>(&'a self, request: &'a R) -> Pending<'a, R> {
         Pending::new(self, request, None)
     }
