@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::wire::{End, Refusal};
 use super::{LaneId, Link, State};
 use crate::error::Fault;
+use crate::wait::tasks::keep;
 
 /// How long a peer may take to say hello, or to answer.
 pub(crate) const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -37,20 +38,15 @@ pub(crate) enum Until<'a> {
     Overdue,
     /// At most until then.
     At(Instant),
-    /// Not at all: this is woken when there is something to look at.
+    /// Not at all: this is woken when there is something to look at, by the quiet thread.
     Woken(&'a Waker),
 }
 
 impl Link {
-    /// Until when the peer has to say hello.
-    pub(crate) fn hello_due(&self) -> Instant {
-        self.since + HANDSHAKE
-    }
-
-    /// Waits until the peer has said hello.
-    pub(crate) fn wait_hello(&self, until: Until<'_>) -> bool {
+    /// Waits until the peer has said hello, which is due then.
+    pub(crate) fn wait_hello(&self, due: Instant, until: Until<'_>) -> bool {
         let hello = |_: &mut State| self.asymmetric.get().copied();
-        self.wait_for(self.hello_due(), until, hello).is_some()
+        self.wait_for(due, until, hello).is_some()
     }
 
     pub(crate) fn has_said_hello(&self) -> bool {
@@ -94,8 +90,8 @@ impl Link {
                 Until::At(at) => at.min(due),
                 Until::Woken(waker) => {
                     // A link that died has woken all under this lock, or will.
-                    if !self.is_dead() && !state.wakers.iter().any(|w| w.will_wake(waker)) {
-                        state.wakers.push(waker.clone());
+                    if !self.is_dead() {
+                        keep(&mut state.wakers, waker);
                     }
                     return None;
                 }
@@ -112,13 +108,22 @@ impl Link {
         }
     }
 
-    /// Has all who wait look again, now that something has changed.
+    /// Has all who wait look again, now that something has changed. Whoever reads a link calls this, so the quiet
+    /// thread wakes tasks, behind that.
     pub(super) fn tell(&self, mut state: MutexGuard<'_, State>) {
         let wakers = std::mem::take(&mut state.wakers);
         drop(state);
         self.changed.notify_all();
-        // Without the lock: a waker may run anything.
-        wakers.into_iter().for_each(Waker::wake);
+        if wakers.is_empty() {
+            return;
+        }
+        // A bus that is gone drives nobody, and its links have ended: what waits on them was woken by that.
+        if let Some(node) = self.node.upgrade() {
+            let now = Instant::now();
+            for waker in wakers {
+                node.due().set_timer(now, waker);
+            }
+        }
     }
 
     /// Says what is done with the answer to a request for a port, which is not asked for yet. It is dropped
@@ -159,19 +164,23 @@ impl Link {
         let issued = state.next_lane;
         let freed = answer.is_err().then(|| state.lanes.refused(id));
         let mut later = None;
+        let mut is_news = true;
         match state.answers.remove(&lane) {
             Some(Waiting::Yet) => {
                 state.answers.insert(lane, Waiting::Came(answer));
             }
             Some(Waiting::Then(then)) => later = Some((then, answer)),
             // Its caller has given up waiting.
-            None if lane < issued => {}
+            None if lane < issued => is_news = false,
             _ => {
                 let what = "an answer that nobody waits for";
                 return Err(Fault::Control { what });
             }
         }
-        self.tell(state);
+        match is_news {
+            true => self.tell(state),
+            false => drop(state),
+        }
         drop(freed);
         if let Some((then, answer)) = later {
             then(answer);

@@ -233,8 +233,9 @@ impl Link {
                 what: "one of too many names",
             });
         }
-        state.serving.insert(name);
-        self.tell(state);
+        if state.serving.insert(name) {
+            self.tell(state);
+        }
         Ok(())
     }
 

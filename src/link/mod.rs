@@ -54,7 +54,6 @@ use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::Waker;
-use std::time::Instant;
 
 use crate::error::Fault;
 use crate::memory::layout::{LAYOUT_VERSION, SegmentRef};
@@ -97,7 +96,6 @@ pub(crate) struct Link {
     announced: Mutex<HashSet<u64>>,
     state: Mutex<State>,
     changed: Condvar,
-    since: Instant,
     rings: Rings,
     /// Whether both sides can use the cheap half of a barrier, known from the hello on.
     asymmetric: OnceLock<bool>,
@@ -148,7 +146,6 @@ impl Link {
             announced: Mutex::default(),
             state: Mutex::default(),
             changed: Condvar::new(),
-            since: Instant::now(),
             rings: Rings::default(),
             asymmetric: OnceLock::new(),
             dead: AtomicBool::new(false),

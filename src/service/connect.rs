@@ -68,9 +68,15 @@ pub(crate) struct Connecting {
 }
 
 impl Connecting {
-    /// Until when it makes sense to go on with it, where it failed only as its user's time was up.
+    /// When the peer is late, where an attempt failed only as its user's time was up.
     pub(super) fn due(&self) -> Option<Instant> {
         self.due
+    }
+
+    /// Whether somebody was asked, and has not answered when that was looked at.
+    #[cfg(test)]
+    pub(super) fn has_asked(&self) -> bool {
+        self.opening.is_some()
     }
 }
 
@@ -112,28 +118,37 @@ impl Wanted<'_> {
         connecting: &mut Connecting,
         until: Until<'_>,
     ) -> Result<Connected, ConnectError> {
+        connecting.due = None;
         self.node.check_fork()?;
         crate::link::place::check_name(self.name)?;
-        connecting.due = None;
-        let opening = match connecting.opening.take() {
-            Some(opening) if !opening.closer.link.is_dead() => opening,
-            _ => {
-                let link = self.link()?;
-                if !link.wait_hello(until) {
-                    return Err(self.unanswered(connecting, &link));
-                }
-                self.ask(&link)?
+        if let Some(opening) = connecting.opening.take() {
+            let answer = opening.wait(until);
+            if opening.is_open(answer.as_ref()) {
+                return opening.end(self.node, self.contract, answer);
             }
-        };
-        let link = &opening.closer.link;
-        let answer = link.wait_answer(opening.id, opening.due, until);
-        if answer.is_none() && !link.is_dead() && Instant::now() < opening.due {
-            let error = self.no_answer(link);
-            connecting.due = Some(opening.due);
-            connecting.opening = Some(opening);
-            return Err(error);
+            if opening.is_awaited(answer.as_ref()) {
+                return Err(self.go_on_later(connecting, opening));
+            }
+            // Nobody waited for what came of it, and another may have the port by now.
         }
-        opening.end(self.node, self.contract, answer)
+        let link = self.link()?;
+        let due = Instant::now() + HANDSHAKE;
+        if !link.wait_hello(due, until) {
+            return Err(self.ungreeted(connecting, &link, due));
+        }
+        let opening = self.ask(&link)?;
+        let answer = opening.wait(until);
+        match opening.is_awaited(answer.as_ref()) {
+            true => Err(self.go_on_later(connecting, opening)),
+            false => opening.end(self.node, self.contract, answer),
+        }
+    }
+
+    fn go_on_later(&self, connecting: &mut Connecting, opening: Opening) -> ConnectError {
+        let error = self.no_answer(&opening.closer.link);
+        connecting.due = Some(opening.due);
+        connecting.opening = Some(opening);
+        error
     }
 
     /// The link to whoever has the port, over which perhaps nothing was said yet.
@@ -151,10 +166,10 @@ impl Wanted<'_> {
         }
     }
 
-    /// Why the other side has not said hello.
-    fn unanswered(&self, connecting: &mut Connecting, link: &Link) -> ConnectError {
-        if !link.is_dead() && Instant::now() < link.hello_due() {
-            connecting.due = Some(link.hello_due());
+    /// The other side has not said hello.
+    fn ungreeted(&self, connecting: &mut Connecting, link: &Link, due: Instant) -> ConnectError {
+        if !link.is_dead() && Instant::now() < due {
+            connecting.due = Some(due);
             return self.no_answer(link);
         }
         if matches!(self.node.reach(), Reach::Name { .. }) {
@@ -264,11 +279,41 @@ struct Opening {
     line: Arc<Line>,
     closer: Closer,
     sleeper: Arc<Sleeper>,
+    unjoined: Unjoined,
     /// When its answer is late.
     due: Instant,
 }
 
+/// A lane that was not joined: nothing that came on it was looked at, and nothing will be.
+struct Unjoined(Option<(Arc<Link>, LaneId)>);
+
+impl Drop for Unjoined {
+    fn drop(&mut self) {
+        if let Some((link, id)) = &self.0 {
+            link.release_lane(*id);
+        }
+    }
+}
+
 impl Opening {
+    fn wait(&self, until: Until<'_>) -> Option<Answer> {
+        self.closer.link.wait_answer(self.id, self.due, until)
+    }
+
+    /// Whether the answer may come still.
+    fn is_awaited(&self, answer: Option<&Answer>) -> bool {
+        answer.is_none() && !self.closer.link.is_dead() && Instant::now() < self.due
+    }
+
+    /// Whether it was opened, or refused for good, and stands.
+    fn is_open(&self, answer: Option<&Answer>) -> bool {
+        match answer {
+            Some(Ok(_)) => !self.line.is_closed(),
+            Some(Err(Refusal::Layout(_))) => true,
+            Some(Err(Refusal::NoServer | Refusal::NoMemory)) | None => false,
+        }
+    }
+
     /// Makes our side of a lane, and what is to be said for it to be opened.
     fn begin(
         node: &Arc<Node>,
@@ -296,6 +341,7 @@ impl Opening {
             line,
             closer,
             sleeper,
+            unjoined: Unjoined(Some((link.clone(), id))),
             due: Instant::now() + HANDSHAKE,
         };
         Ok((opening, open))
@@ -315,6 +361,7 @@ impl Opening {
             line,
             closer,
             sleeper,
+            mut unjoined,
             due: _,
         } = self;
         let link = closer.link.clone();
@@ -342,6 +389,7 @@ impl Opening {
         #[cfg(feature = "json")]
         link.note_port(node, id, &name, contract.carried());
         let aligns = contract.aligns();
+        unjoined.0 = None;
         let joined = complete(node, &link, (&line, id), near, &theirs, aligns, false);
         let (outbox, mut inbox) = joined.map_err(|fault| {
             link.die(Some(fault));

@@ -474,6 +474,44 @@ mod tests {
         assert_eq!(came.left, 1);
     }
 
+    /// What came of an attempt that nobody waited for says nothing of who is there now.
+    #[test]
+    fn who_never_waits_reaches_who_is_there_now() {
+        let pair = Pair { left: 1, right: 2 };
+        let mut tried = 0;
+        for round in 0..20 {
+            let name = format!("test-now-{round}-{}", std::process::id());
+            let open = || Bus::open(&name).expect("it opens");
+            let (sending, first, second, third) = (open(), open(), open(), open());
+            let receiver = first.receiver::<Pair>("pairs").expect("it is free");
+            let mut sender = sending.sender("pairs").expect("it is received");
+            drop((receiver, first));
+            while !matches!(sender.try_send(&pair), Err(SendError::Closed { .. })) {}
+            let receiver = second.receiver::<Pair>("pairs").expect("it is free");
+            let mut sent = Err(SendError::Full);
+            while !sender.connecting.has_asked() && sent.is_err() {
+                sent = sender.try_send(&pair);
+                assert!(matches!(sent, Ok(()) | Err(SendError::Full)), "{sent:?}");
+            }
+            if sent.is_ok() {
+                // It was answered within one look.
+                continue;
+            }
+            tried += 1;
+            // Its bus stays, and answers.
+            drop(receiver);
+            let _receiver = third.receiver::<Pair>("pairs").expect("it is free");
+            let sent = loop {
+                match sender.try_send(&pair) {
+                    Err(SendError::Full) => {}
+                    sent => break sent,
+                }
+            };
+            assert!(sent.is_ok(), "{sent:?}");
+        }
+        assert!(tried > 0);
+    }
+
     /// A record of text has no alignment, and is no message.
     #[test]
     fn what_is_no_message_is_refused() {

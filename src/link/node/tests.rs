@@ -4,7 +4,7 @@ use super::*;
 use crate::link::place::Claim;
 use crate::link::topics::tests::{Party, Silent, parties};
 use crate::link::wire;
-use crate::link::{Estate, Line, Until};
+use crate::link::{Estate, HANDSHAKE, Line, Until};
 
 /// A process that is killed takes some time to end: others may reach its socket a last time.
 #[test]
@@ -13,7 +13,7 @@ fn who_is_gone_before_it_is_greeted_is_found_dead() {
     let (ours, theirs) = Socket::pair().unwrap();
     drop(theirs);
     let link = node.adopt(ours).unwrap();
-    assert!(link.is_dead() && !link.wait_hello(Until::Overdue));
+    assert!(link.is_dead() && !link.wait_hello(Instant::now() + HANDSHAKE, Until::Overdue));
     assert!(link.fault().is_none());
     assert_eq!(node.all_links().len(), 0);
     assert_eq!(node.take_incidents(), []);

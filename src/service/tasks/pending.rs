@@ -10,7 +10,7 @@ use super::claim::Claim;
 use super::client::AsyncClient;
 use super::open::Open;
 use super::strand::Strand;
-use super::strands::NoSuccessor;
+use super::strands::Lanes;
 use crate::error::{CallError, ConnectError, Ended, Fault, SendError};
 use crate::lane::{Kept, Parcel};
 use crate::message::ShmRequest;
@@ -62,6 +62,8 @@ struct Succession {
     large: Option<Parcel>,
     gone: Option<Gone>,
     place: Place,
+    /// Until when lanes that are being opened are waited for, and where.
+    coming: (Option<Instant>, Place),
     /// When it is looked for one again, whether or not anybody tells of one.
     retry: Option<Timeout>,
 }
@@ -95,6 +97,14 @@ impl<E> From<Gone> for CallError<E> {
     }
 }
 
+impl Succession {
+    /// Until when lanes are waited for that are late then: for as long as the first that were.
+    fn waits_until(&mut self, due: Instant) -> Option<Instant> {
+        let due = *self.coming.0.get_or_insert(due);
+        (Instant::now() < due).then_some(due)
+    }
+}
+
 impl<'a, R: ShmRequest> Pending<'a, R> {
     pub(super) fn new(
         client: &'a AsyncClient<R>,
@@ -123,6 +133,7 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
 
     fn send(&mut self, waker: Option<&Waker>) -> Result<Option<Open>, Error<R>> {
         let strands = &self.client.strands;
+        self.succession.retry = None;
         if strands.is_forked() {
             return Err(SendError::Forked.into());
         }
@@ -153,15 +164,21 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
                     return Ok(None);
                 }
                 // Perhaps others took the last places meanwhile.
-                Poll::Ready(Err(CallError::TooMany { .. })) => {
+                Poll::Ready(Err(error @ CallError::TooMany { .. })) => {
                     strand.leave(&mut place);
-                    match strands.another::<R>(waker)? {
-                        Some(next) => strand = next,
-                        None => {
-                            let due = Timeout::new(strands.bus.node().due(), strands.due());
-                            self.succession.retry = Some(due);
-                            return Ok(None);
+                    let place = &mut self.succession.coming.1;
+                    match strands.another::<R>(waker.map(|waker| (place, waker)))? {
+                        Lanes::Open(next) => {
+                            self.succession.coming.0 = None;
+                            strand = next;
                         }
+                        Lanes::Coming { due, .. } => match self.succession.waits_until(due) {
+                            Some(due) => {
+                                self.look_again(due);
+                                return Ok(None);
+                            }
+                            None => return Err(error),
+                        },
                     }
                 }
                 Poll::Ready(Err(error)) if may_go_on::<R>(&error, is_first) => {
@@ -195,31 +212,51 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
     ) -> Result<Option<OfBus<Strand>>, Error<R>> {
         let node = self.client.strands.bus.node();
         let Succession {
-            gone, place, retry, ..
+            gone,
+            place,
+            coming,
+            ..
         } = &mut self.succession;
         if R::IDEMPOTENT {
             // A waker before the look: whoever offers it wakes this, or is found.
             let kept = waker.map(|waker| node.await_port(R::SERVICE, place, waker));
             kept.transpose().map_err(ConnectError::from)?;
         }
-        let NoSuccessor { error: none, due } = match self.client.strands.successor::<R>(waker) {
-            Ok(strand) => {
-                *retry = None;
+        let waits = waker.map(|waker| (&mut coming.1, waker));
+        let none = match self.client.strands.successor::<R>(waits) {
+            Ok(Lanes::Open(strand)) => {
+                coming.0 = None;
                 return Ok(Some(strand));
+            }
+            Ok(Lanes::Coming { due, late }) => {
+                let said = said_of(gone.take().map_or(error, Error::<R>::from), late);
+                let Some(due) = self.succession.waits_until(due) else {
+                    return Err(said);
+                };
+                self.look_again(due);
+                self.succession.gone = Gone::new(said);
+                return Ok(None);
             }
             Err(none) => none,
         };
-        let waits = due.is_some() || (R::IDEMPOTENT && may_come(node, &none));
+        let waits = R::IDEMPOTENT && may_come(node, &none);
         // Of anything else nobody may tell when it is over: descriptors that are lacking, for one.
         let is_told = matches!(none, ConnectError::NoServer { .. });
-        let again = || due.unwrap_or_else(|| Instant::now() + RETRY);
-        *retry = (waits && !is_told).then(|| Timeout::new(node.due(), Some(again())));
         let said = said_of(gone.take().map_or(error, Error::<R>::from), none);
         if !waits {
             return Err(said);
         }
         *gone = Gone::new(said);
+        if !is_told {
+            self.look_again(Instant::now() + RETRY);
+        }
         Ok(None)
+    }
+
+    /// Looks at the latest then.
+    fn look_again(&mut self, at: Instant) {
+        let due = self.client.strands.bus.node().due();
+        self.succession.retry = Some(Timeout::new(due, Some(at)));
     }
 
     pub(super) fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<Result<Open, Error<R>>> {
@@ -257,6 +294,7 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
         if let Some((strand, mut place)) = self.waits.take() {
             strand.leave(&mut place);
         }
+        self.client.strands.leave(&mut self.succession.coming.1);
         let node = self.client.strands.bus.node();
         node.await_no_more(R::SERVICE, &mut self.succession.place);
     }

@@ -1,7 +1,7 @@
 //! The lane pairs of a client: to one server, and then to its successor.
 
 use std::sync::{Arc, Mutex, Weak};
-use std::task::Waker;
+use std::task::{Wake, Waker};
 use std::time::Instant;
 
 use super::OfBus;
@@ -14,6 +14,7 @@ use crate::message::ShmRequest;
 use crate::service::client::Error;
 use crate::service::connect::{Connected, Connecting, Wanted};
 use crate::service::contract::Contract;
+use crate::wait::tasks::{Place, Wakers, wake};
 use crate::wait::{Wait, Waiter};
 
 /// See the module.
@@ -22,6 +23,8 @@ pub(super) struct Strands {
     all: Mutex<Vec<OfBus<Strand>>>,
     /// The one that is being opened. Locked meanwhile, so that nobody opens another.
     opening: Mutex<Connecting>,
+    /// Who waits for it.
+    coming: Arc<Coming>,
     pub(super) wait: Wait,
     pub(super) bus: Arc<BusShared>,
 }
@@ -35,14 +38,10 @@ impl Strands {
         Ok(Strands {
             all: Mutex::new(vec![first]),
             opening: Mutex::default(),
+            coming: Arc::default(),
             wait: bus.node().config().wait,
             bus: bus.clone(),
         })
-    }
-
-    /// Until when lanes that are being opened may be: see [`another`](Self::another).
-    pub(super) fn due(&self) -> Option<Instant> {
-        lock(&self.opening).due()
     }
 
     pub(super) fn first(&self) -> OfBus<Strand> {
@@ -54,13 +53,11 @@ impl Strands {
     }
 
     /// Lanes with a place for one more call, which the first have not.
-    ///
-    /// `None` where they are opened meanwhile, which wakes this.
     #[cold]
     pub(super) fn another<R: ShmRequest>(
         &self,
-        waker: Option<&Waker>,
-    ) -> Result<Option<OfBus<Strand>>, Error<R>> {
+        waits: Option<(&mut Place, &Waker)>,
+    ) -> Result<Lanes, Error<R>> {
         if self.is_forked() {
             return Err(SendError::Forked.into());
         }
@@ -68,47 +65,69 @@ impl Strands {
         let first = self.first();
         if first.is_closed() {
             // Whoever asks learns that there, and looks for a successor.
-            return Ok(Some(first));
+            return Ok(Lanes::Open(first));
         }
         let all = self.drop_closed();
         if let Some(strand) = all.iter().find(|strand| strand.has_place()) {
-            return Ok(Some(strand.clone()));
+            return Ok(Lanes::Open(strand.clone()));
         }
         // All of them are full.
         let open = all.len() * MOST_OPEN;
-        let strand = open_strand::<R>(&self.bus, |wanted| {
-            wanted.connect(&mut opening, woken(waker))
-        });
-        if strand.is_err() && opening.due().is_some() {
-            return Ok(None);
+        let lanes = self.poll_open::<R>(&mut opening, waits);
+        let lanes = lanes.map_err(|_| CallError::TooMany { open })?;
+        if let Lanes::Open(strand) = &lanes {
+            lock(&self.all).push(strand.clone());
         }
-        let strand = strand.map_err(|_| CallError::TooMany { open })?;
-        lock(&self.all).push(strand.clone());
-        Ok(Some(strand))
+        Ok(lanes)
     }
 
-    /// Lanes to the successor of a server that is gone, if somebody offers the service. Never waits: where it has not
-    /// answered yet, this is woken when it has, and fails until then.
+    /// Lanes to the successor of a server that is gone, if somebody offers the service.
     #[cold]
     pub(super) fn successor<R: ShmRequest>(
         &self,
-        waker: Option<&Waker>,
-    ) -> Result<OfBus<Strand>, NoSuccessor> {
+        waits: Option<(&mut Place, &Waker)>,
+    ) -> Result<Lanes, ConnectError> {
         let mut opening = lock(&self.opening);
         let first = self.first();
         if !first.is_closed() {
-            return Ok(first);
+            return Ok(Lanes::Open(first));
         }
-        let strand = open_strand::<R>(&self.bus, |wanted| {
-            wanted.connect(&mut opening, woken(waker))
+        let lanes = self.poll_open::<R>(&mut opening, waits)?;
+        if let Lanes::Open(strand) = &lanes {
+            lock(&self.all).insert(0, strand.clone());
+            self.drop_closed();
+        }
+        Ok(lanes)
+    }
+
+    /// Goes on with opening lanes, and has the task woken when there is more to do.
+    fn poll_open<R: ShmRequest>(
+        &self,
+        opening: &mut Connecting,
+        waits: Option<(&mut Place, &Waker)>,
+    ) -> Result<Lanes, ConnectError> {
+        if let Some((place, waker)) = waits {
+            // Before the look: what comes behind that wakes it.
+            self.coming.keep(place, waker);
+        }
+        let coming = Waker::from(self.coming.clone());
+        let opened = open_strand::<R>(&self.bus, |wanted| {
+            wanted.connect(opening, Until::Woken(&coming))
         });
-        let strand = strand.map_err(|error| NoSuccessor {
-            error,
-            due: opening.due(),
-        })?;
-        lock(&self.all).insert(0, strand.clone());
-        self.drop_closed();
-        Ok(strand)
+        match (opened, opening.due()) {
+            (Ok(strand), _) => Ok(Lanes::Open(strand)),
+            (Err(late), Some(due)) => Ok(Lanes::Coming { due, late }),
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    /// A task waits for lanes no more.
+    pub(super) fn leave(&self, place: &mut Place) {
+        if place.is_taken() && !self.is_forked() {
+            let waker = lock(&self.coming.0).forget(place);
+            // Dropped without the lock: it may be all that is left of a task.
+            drop(waker);
+        }
     }
 
     /// Gives up those whose server is gone, but for the first; says which are left. For who holds `opening`.
@@ -124,16 +143,35 @@ impl Strands {
     }
 }
 
-/// Why there is none.
-pub(super) struct NoSuccessor {
-    pub(super) error: ConnectError,
-    /// Where it may answer still: until when.
-    pub(super) due: Option<Instant>,
+/// Lanes, or what is known of them.
+pub(super) enum Lanes {
+    Open(OfBus<Strand>),
+    /// Whoever is asked has not answered yet.
+    Coming {
+        /// When it is late.
+        due: Instant,
+        /// What is said then.
+        late: ConnectError,
+    },
 }
 
-/// A task waits for it, or nobody.
-fn woken(waker: Option<&Waker>) -> Until<'_> {
-    waker.map_or_else(|| Until::At(Instant::now()), Until::Woken)
+/// Tasks that wait for lanes: all of them look when there is more to do, and one gets on with it.
+#[derive(Default)]
+struct Coming(Mutex<Wakers>);
+
+impl Coming {
+    fn keep(&self, place: &mut Place, waker: &Waker) {
+        let before = lock(&self.0).keep(place, waker);
+        // Dropped without the lock: it may be all that is left of a task.
+        drop(before);
+    }
+}
+
+impl Wake for Coming {
+    fn wake(self: Arc<Self>) {
+        let wakers = lock(&self.0).take();
+        wake(wakers);
+    }
 }
 
 fn open_strand<R: ShmRequest>(
