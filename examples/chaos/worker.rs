@@ -6,6 +6,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -47,7 +48,7 @@ pub struct Context {
     pub instance: u64,
     pub rng: fastrand::Rng,
     pub bus: Bus,
-    complaints: File,
+    complaints: Arc<File>,
 }
 
 pub fn ledger_path(directory: &Path) -> PathBuf {
@@ -75,6 +76,7 @@ pub fn run(slot: usize, orders: &Orders) -> Result<()> {
     let complaints = OpenOptions::new()
         .append(true)
         .open(complaints_path(&orders.directory))?;
+    let complaints = Arc::new(complaints);
     // The first bus of a process opens a descriptor for good.
     drop(plan::config(slot).open(BUS).context("the first bus")?);
     let words = &ledger.slots[slot];
@@ -93,7 +95,7 @@ pub fn run(slot: usize, orders: &Orders) -> Result<()> {
         bus,
         complaints,
     };
-    let other = context.share()?;
+    let other = context.share();
     let minding = std::thread::spawn(move || mind(&other));
     roles::play(Role::of(slot), &mut context)?;
     ensure!(minding.join().is_ok(), "the thread that minds panicked");
@@ -157,13 +159,13 @@ fn leave(context: Context) -> Result<()> {
 
 impl Context {
     /// The same, for another thread.
-    pub fn share(&self) -> Result<Context> {
-        Ok(Context {
-            complaints: self.complaints.try_clone()?,
+    pub fn share(&self) -> Context {
+        Context {
+            complaints: self.complaints.clone(),
             rng: self.rng.clone(),
             bus: self.bus.clone(),
             ..*self
-        })
+        }
     }
 
     pub fn is_running(&self) -> bool {
@@ -195,7 +197,7 @@ impl Context {
             self.instance,
             std::process::id()
         );
-        let _ = (&self.complaints).write_all(text.as_bytes());
+        let _ = (&*self.complaints).write_all(text.as_bytes());
     }
 
     /// Looks at what the bus says of peers. They are all honest.

@@ -1,6 +1,7 @@
 //! Calls and streams, of many tasks on each side.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::Result;
 use shmbus::{AsyncCall, AsyncClient, CallError, Kept, ReceiveError, SendError};
@@ -17,10 +18,17 @@ use crate::worker::Context;
 const TASKS: u64 = 12;
 /// The most calls of one task, before its client is made anew.
 const CALLS: u32 = 3_000;
-const LITTLE: std::time::Duration = std::time::Duration::from_micros(150);
+const LITTLE: Duration = Duration::from_micros(150);
+const SHORT: Duration = Duration::from_millis(1);
 
-fn runtime() -> Result<Runtime> {
-    Ok(Builder::new_multi_thread().worker_threads(2).build()?)
+fn runtime(context: &Context) -> Result<Runtime> {
+    loop {
+        match Builder::new_multi_thread().worker_threads(2).build() {
+            // It has descriptors of its own.
+            Err(_) if context.was_starved() => std::thread::sleep(SHORT),
+            built => return Ok(built?),
+        }
+    }
 }
 
 /// Answers all who call, each in a task.
@@ -28,8 +36,8 @@ pub fn serve(context: &mut Context) -> Result<()> {
     let made = insist(context, || context.bus.async_server::<TaskWork>());
     let Some(server) = made else { return Ok(()) };
     let seen = Mutex::new(Seen::default());
-    let runtime = runtime()?;
-    let shared = Arc::new(context.share()?);
+    let runtime = runtime(context)?;
+    let shared = Arc::new(context.share());
     runtime.block_on(async {
         let mut tasks = tokio::task::JoinSet::new();
         loop {
@@ -84,7 +92,7 @@ async fn answer(context: Arc<Context>, call: AsyncCall<TaskWork>) {
 
 /// Calls whoever serves, from many tasks at once.
 pub fn call(context: &mut Context) -> Result<()> {
-    let runtime = runtime()?;
+    let runtime = runtime(context)?;
     // The one place where a client that lost its server is made anew.
     loop {
         let made = insist(context, || {
@@ -93,11 +101,11 @@ pub fn call(context: &mut Context) -> Result<()> {
         let Some(client) = made else { break };
         let all: Vec<_> = (0..TASKS)
             .map(|_| {
-                let mut other = context.share()?;
+                let mut other = context.share();
                 other.rng = context.rng.fork();
-                Ok(runtime.spawn(converse(other, client.clone())))
+                runtime.spawn(converse(other, client.clone()))
             })
-            .collect::<Result<_>>()?;
+            .collect();
         runtime.block_on(async {
             for task in all {
                 if task.await.is_err() {

@@ -239,6 +239,7 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
             }
             Err(none) => none,
         };
+        coming.0 = None;
         let waits = R::IDEMPOTENT && may_come(node, &none);
         // Of anything else nobody may tell when it is over: descriptors that are lacking, for one.
         let is_told = matches!(none, ConnectError::NoServer { .. });
