@@ -228,7 +228,7 @@ fn of_link<T: ShmMessage>(link: &Link, key: PinKey) -> Result<Arc<PeerSegment>, 
     let segment = found.map_err(|fault| {
         if matches!(fault, Fault::Segment { .. }) && link.is_dead() {
             // It was announced before the message came, and not read any more.
-            let (fault, ended) = (link.fault(), link.ended());
+            let (fault, ended) = (link.fault(), link.ended_by_now());
             return PinError::Lost { pid, fault, ended };
         }
         link.die(Some(fault.clone()));

@@ -12,12 +12,14 @@ use std::time::{Duration, Instant};
 use super::node::{Node, Reach};
 use super::{Link, lock};
 use crate::error::{ConnectError, Ended};
-use crate::sync::{AtomicBool, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, Ordering};
 use crate::sys::poll::Epoll;
 use crate::sys::process::Process;
 
 /// How long after the end of its link a process is waited for.
 const PATIENCE: Duration = Duration::from_millis(10);
+/// How long lies between two looks whether a process is being killed, which each read some files.
+const LOOK: Duration = Duration::from_millis(1);
 /// The end of a process so long after that of its link has nothing to do with it.
 const LATE: Duration = Duration::from_secs(10);
 /// The most processes that are watched after the end of their links: an honest one ends at once.
@@ -39,6 +41,8 @@ pub(super) struct Ending {
     process: OnceLock<Arc<Process>>,
     /// When its link ended.
     since: OnceLock<Instant>,
+    /// When it was last looked whether the process is being killed: microseconds behind that, and one more.
+    looked: Arc<AtomicU64>,
     /// Whether it said that it ends the link: then its process may well live on.
     said_bye: Arc<AtomicBool>,
 }
@@ -50,6 +54,7 @@ impl Ending {
                 .map(Arc::new)
                 .map_or_else(OnceLock::new, OnceLock::from),
             since: OnceLock::new(),
+            looked: Arc::default(),
             said_bye: Arc::default(),
         }
     }
@@ -83,12 +88,30 @@ impl Ending {
             true => Duration::ZERO,
             false => PATIENCE.saturating_sub(since.elapsed()),
         };
-        self.ended(patience)
+        self.ended(patience, is_fault)
     }
 
-    fn ended(&self, patience: Duration) -> Option<Ended> {
-        let status = self.process.get()?.status(patience)?;
+    /// Who broke the protocol, or said that it ends the link, was not killed.
+    fn ended(&self, patience: Duration, is_fault: bool) -> Option<Ended> {
+        let process = self.process.get()?;
+        let status = match !is_fault && !self.has_said_bye() && self.is_look_due() {
+            true => process.status(patience)?,
+            false => process.status_of_ended(patience)?,
+        };
         Some(Ended::from_status(status))
+    }
+
+    /// Whether nobody has looked lately at what becomes of the process: peers must not make that what we are busy with.
+    fn is_look_due(&self) -> bool {
+        let elapsed = self.since.get().map_or(Duration::ZERO, Instant::elapsed);
+        let now = elapsed.as_micros() as u64 + 1;
+        // Relaxed: only how often is looked.
+        let last = self.looked.load(Ordering::Relaxed);
+        let is_due = last == 0 || now >= last + LOOK.as_micros() as u64;
+        if is_due {
+            self.looked.store(now, Ordering::Relaxed);
+        }
+        is_due
     }
 }
 
@@ -107,7 +130,9 @@ impl Link {
     pub(crate) fn ended_by_now(&self) -> Option<Ended> {
         match self.origin.is_forked() || self.ending.since.get().is_none() {
             true => None,
-            false => self.ending.ended(Duration::ZERO),
+            false => self
+                .ending
+                .ended(Duration::ZERO, self.fault.get().is_some()),
         }
     }
 }
@@ -235,7 +260,7 @@ impl Dying {
             return None;
         }
         self.ending
-            .ended(Duration::ZERO)
+            .ended(Duration::ZERO, false)
             .filter(|ended| ended.is_killed())
     }
 }

@@ -197,7 +197,8 @@ impl<R: ShmRequest> Client<R> {
     /// # Errors
     ///
     /// [`CallError::TimedOut`] when the time is up while waiting for the reply, which is then
-    /// dropped when it comes; [`SendError::Full`] when it is up before the request was sent.
+    /// dropped when it comes, or for somebody in place of a server that is gone; [`SendError::Full`] when it is up
+    /// before there was room for the request.
     ///
     /// # Examples
     ///

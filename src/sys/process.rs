@@ -67,11 +67,18 @@ impl Process {
     /// How it ended, as `wait` gives it; waits so long for its end. `None` where it lives on, and where the kernel
     /// does not say.
     pub(crate) fn status(&self, patience: Duration) -> Option<i32> {
+        let dying = || self.of_dying();
+        let known = self.status.get().copied().or_else(dying);
+        match known {
+            Some(status) => Some(*self.status.get_or_init(|| status)),
+            None => self.status_of_ended(patience),
+        }
+    }
+
+    /// As [`status`](Self::status), of one for which all is over: one that is being killed has none yet.
+    pub(crate) fn status_of_ended(&self, patience: Duration) -> Option<i32> {
         if let Some(status) = self.status.get() {
             return Some(*status);
-        }
-        if let Some(status) = self.of_dying() {
-            return Some(*self.status.get_or_init(|| status));
         }
         let deadline = Instant::now() + patience;
         if !super::poll::readable_until(self.as_fd(), deadline) {
@@ -141,17 +148,18 @@ impl Process {
     fn of_stat(&self, has_one: impl FnOnce(&[&str]) -> bool) -> Option<i32> {
         let pid = self.number()?;
         let stat = read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // Its name, in brackets, may hold anything; its status is the last of 52 fields.
+        let fields: Vec<_> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        has_one(&fields).then_some(())?;
         let users = read_to_string(format!("/proc/{pid}/status")).ok()?;
         // Until here, nobody else had that number.
         (self.number() == Some(pid)).then_some(())?;
-        // Its name, in brackets, may hold anything; its status is the last of 52 fields.
-        let fields: Vec<_> = stat.rsplit_once(')')?.1.split_whitespace().collect();
         let status = fields.get(49)?.parse().ok()?;
         // To some of those that were other users' for a while the kernel says zero.
         let ours = super::user_id().to_string();
         let line = users.lines().find_map(|line| line.strip_prefix("Uid:"))?;
         let is_ours = line.split_whitespace().all(|user| user == ours);
-        (has_one(&fields) && (status != 0 || is_ours)).then_some(status)
+        (status != 0 || is_ours).then_some(status)
     }
 
     /// Its number in this process's `/proc`, until it is waited for.
