@@ -1,6 +1,7 @@
 //! Buses as their users have them: real processes, real memory, real ends.
 
 mod absent;
+mod bulk;
 mod changes;
 mod conversation;
 mod deadlines;
@@ -27,6 +28,7 @@ mod race;
 mod room;
 mod sequence;
 mod serving;
+mod spike;
 mod streams;
 mod subscribers;
 mod succession;
@@ -36,6 +38,7 @@ mod tasks;
 mod topics;
 mod trust;
 mod unreached;
+mod unseen;
 mod wait_set;
 mod want;
 
@@ -105,6 +108,8 @@ fn child() {
         "forks-with-a-set" => wait_set::processes::forks_with_a_set(),
         "edits" => pinned::ends::edits(arguments[0]),
         "holds-requests" => pinned::ends::holds_requests(arguments[0]),
+        "rises-and-falls" => spike::rises_and_falls(),
+        "publishes-on" => unseen::publishes_on(),
         "grows" => want::grows(),
         "calls-with-no-descriptor" => want::calls_with_no_descriptor(),
         "takes-with-one-descriptor" => want::takes_with_one_descriptor(),

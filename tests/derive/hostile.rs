@@ -169,6 +169,24 @@ fn names_and_tags_that_come_twice_are_refused() {
 }
 
 #[test]
+fn a_schema_of_another_form_says_what_is_wrong() {
+    let good = schema_of::<Mixed>().to_json();
+    let print = format!("{:032x}", schema_of::<Mixed>().fingerprint());
+    for (json, wrong) in [
+        (good.replace("pointer-32", "pointer-64"), "its format is `"),
+        (
+            good.replace(&print, &"0".repeat(32)),
+            "its fingerprint is not that",
+        ),
+        (good[..good.len() / 2].to_owned(), "EOF"),
+        (format!("{good}{}", " ".repeat(32 << 20)), "bytes of JSON"),
+    ] {
+        let error = Schema::from_json(&json).unwrap_err().to_string();
+        assert!(error.contains(wrong), "{error}");
+    }
+}
+
+#[test]
 fn noise() {
     let mut numbers = Numbers(7);
     for _ in 0..2_000 {

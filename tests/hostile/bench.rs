@@ -38,8 +38,8 @@ struct Footprint {
     memory: u64,
 }
 
-/// The most processes that are watched whose links have ended.
-const WATCHED: usize = 4;
+/// The most processes that are watched whose links have ended, and of which the flight recorder tells.
+const WATCHED: usize = 4 + if cfg!(feature = "json") { 16 } else { 0 };
 
 fn is_memory(target: &str) -> bool {
     target.starts_with("/memfd:shmbus")
