@@ -227,7 +227,8 @@ fn of_link<T: ShmMessage>(link: &Link, key: PinKey) -> Result<Arc<PeerSegment>, 
     let found = validate::<T>(link, key);
     let segment = found.map_err(|fault| {
         if matches!(fault, Fault::Segment { .. }) && link.is_dead() {
-            // It was announced before the message came, and not read any more.
+            // It was announced before the message came, and not read any more. Whoever opens a pin may serve others,
+            // and waits for nobody's end.
             let (fault, ended) = (link.fault(), link.ended_by_now());
             return PinError::Lost { pid, fault, ended };
         }

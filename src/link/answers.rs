@@ -142,6 +142,13 @@ impl Link {
         drop(then);
     }
 
+    /// Whether a request for a port was refused, and nobody has looked yet.
+    #[cfg(test)]
+    pub(crate) fn has_refused(&self, id: LaneId) -> bool {
+        let state = self.state();
+        matches!(state.answers.get(&id.number), Some(Waiting::Came(Err(_))))
+    }
+
     /// Nobody waits for the answer any more. What was to be done with one is its own lane's, and closes that itself.
     pub(super) fn await_no_answer(&self, id: LaneId) {
         let answers = &mut self.state().answers;

@@ -94,11 +94,14 @@ impl Ending {
     /// Who broke the protocol, or said that it ends the link, was not killed.
     fn ended(&self, patience: Duration, is_fault: bool) -> Option<Ended> {
         let process = self.process.get()?;
-        let status = match !is_fault && !self.has_said_bye() && self.is_look_due() {
-            true => process.status(patience)?,
-            false => process.status_of_ended(patience)?,
+        let status = if patience.is_zero() && !self.is_look_due() {
+            process.known()
+        } else if is_fault || self.has_said_bye() {
+            process.status_of_ended(patience)
+        } else {
+            process.status(patience)
         };
-        Some(Ended::from_status(status))
+        Some(Ended::from_status(status?))
     }
 
     /// Whether nobody has looked lately at what becomes of the process: peers must not make that what we are busy with.

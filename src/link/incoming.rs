@@ -233,9 +233,10 @@ impl Link {
                 what: "one of too many names",
             });
         }
-        if state.serving.insert(name) {
-            self.tell(state);
-        }
+        state.serving.insert(name);
+        drop(state);
+        // No task waits for that here.
+        self.changed.notify_all();
         Ok(())
     }
 

@@ -50,6 +50,9 @@ impl Drop for Closer {
     }
 }
 
+/// How long what a peer has answered is taken for what it would answer now.
+const LATELY: Duration = Duration::from_millis(50);
+
 /// A port that a process is asked for.
 pub(crate) struct Wanted<'a> {
     pub(crate) node: &'a Arc<Node>,
@@ -65,6 +68,10 @@ pub(crate) struct Connecting {
     opening: Option<Opening>,
     /// When the peer is late, where it is waited for.
     due: Option<Instant>,
+    /// Over which link it was asked anew, rather than believe what it had answered before, and when.
+    asked_anew: Option<(u64, Instant)>,
+    /// Whether the last attempt failed as the peer refused it.
+    is_refused: bool,
 }
 
 impl Connecting {
@@ -73,10 +80,22 @@ impl Connecting {
         self.due
     }
 
+    /// Whether the peer refused the port in the last attempt, whoever the directory says has it.
+    pub(super) fn is_refused(&self) -> bool {
+        self.is_refused
+    }
+
     /// Whether somebody was asked, and has not answered when that was looked at.
     #[cfg(test)]
     pub(super) fn has_asked(&self) -> bool {
         self.opening.is_some()
+    }
+
+    /// Whether what was asked for came to nothing meanwhile.
+    #[cfg(test)]
+    pub(super) fn is_in_vain(&self) -> bool {
+        let opening = self.opening.as_ref();
+        opening.is_some_and(|o| o.line.is_closed() || o.closer.link.has_refused(o.id))
     }
 }
 
@@ -119,17 +138,22 @@ impl Wanted<'_> {
         until: Until<'_>,
     ) -> Result<Connected, ConnectError> {
         connecting.due = None;
+        connecting.is_refused = false;
         self.node.check_fork()?;
         crate::link::place::check_name(self.name)?;
         if let Some(opening) = connecting.opening.take() {
             let answer = opening.wait(until);
-            if opening.is_open(answer.as_ref()) {
-                return opening.end(self.node, self.contract, answer);
-            }
             if opening.is_awaited(answer.as_ref()) {
                 return Err(self.go_on_later(connecting, opening));
             }
+            let token = opening.closer.link.token();
+            let lately = |(over, at): (u64, Instant)| over == token && at.elapsed() < LATELY;
+            let is_news = answer.is_some() && connecting.asked_anew.is_some_and(lately);
+            if opening.is_open(answer.as_ref()) || is_news {
+                return self.end(connecting, opening, answer);
+            }
             // Nobody waited for what came of it, and another may have the port by now.
+            connecting.asked_anew = Some((token, Instant::now()));
         }
         let link = self.link()?;
         let due = Instant::now() + HANDSHAKE;
@@ -140,8 +164,18 @@ impl Wanted<'_> {
         let answer = opening.wait(until);
         match opening.is_awaited(answer.as_ref()) {
             true => Err(self.go_on_later(connecting, opening)),
-            false => opening.end(self.node, self.contract, answer),
+            false => self.end(connecting, opening, answer),
         }
+    }
+
+    fn end(
+        &self,
+        connecting: &mut Connecting,
+        opening: Opening,
+        answer: Option<Answer>,
+    ) -> Result<Connected, ConnectError> {
+        connecting.is_refused = matches!(answer, Some(Err(_)));
+        opening.end(self.node, self.contract, answer)
     }
 
     fn go_on_later(&self, connecting: &mut Connecting, opening: Opening) -> ConnectError {
@@ -197,7 +231,8 @@ impl Wanted<'_> {
 
     fn wait_for_owner(&self, pause: Duration) {
         match (self.node.reach(), self.node.all_links().first()) {
-            (Reach::Inherited, Some(link)) => {
+            // One that is said to serve, and refuses, says nothing more.
+            (Reach::Inherited, Some(link)) if !link.is_serving(self.name) => {
                 link.wait_serving(self.name, Instant::now() + pause);
             }
             _ => std::thread::sleep(pause),
@@ -207,10 +242,11 @@ impl Wanted<'_> {
 
 /// Whether somebody may offer later what nobody could be connected to for this.
 pub(super) fn may_come(node: &Node, error: &ConnectError) -> bool {
-    // Nobody yet; or a server that ends right now, as its lock will show.
+    // Nobody yet; or a server that ends right now, as its lock will show; or one that is stopped.
     let is_for_now = matches!(
         error,
         ConnectError::NoServer { .. }
+            | ConnectError::NoAnswer { .. }
             | ConnectError::Lost { .. }
             | ConnectError::Open(OpenError::System { .. })
     );
@@ -305,13 +341,9 @@ impl Opening {
         answer.is_none() && !self.closer.link.is_dead() && Instant::now() < self.due
     }
 
-    /// Whether it was opened, or refused for good, and stands.
+    /// Whether it was opened, and stands.
     fn is_open(&self, answer: Option<&Answer>) -> bool {
-        match answer {
-            Some(Ok(_)) => !self.line.is_closed(),
-            Some(Err(Refusal::Layout(_))) => true,
-            Some(Err(Refusal::NoServer | Refusal::NoMemory)) | None => false,
-        }
+        matches!(answer, Some(Ok(_))) && !self.line.is_closed()
     }
 
     /// Makes our side of a lane, and what is to be said for it to be opened.

@@ -500,7 +500,10 @@ mod tests {
             tried += 1;
             // Its bus stays, and answers.
             drop(receiver);
-            let _receiver = third.receiver::<Pair>("pairs").expect("it is free");
+            while !sender.connecting.is_in_vain() {
+                std::thread::yield_now();
+            }
+            let mut receiver = third.receiver::<Pair>("pairs").expect("it is free");
             let sent = loop {
                 match sender.try_send(&pair) {
                     Err(SendError::Full) => {}
@@ -508,6 +511,7 @@ mod tests {
                 }
             };
             assert!(sent.is_ok(), "{sent:?}");
+            assert!(receiver.next().expect("not forked").is_some());
         }
         assert!(tried > 0);
     }

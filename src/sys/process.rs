@@ -68,21 +68,27 @@ impl Process {
     /// does not say.
     pub(crate) fn status(&self, patience: Duration) -> Option<i32> {
         let dying = || self.of_dying();
-        let known = self.status.get().copied().or_else(dying);
+        let known = self.known().or_else(dying);
         match known {
             Some(status) => Some(*self.status.get_or_init(|| status)),
             None => self.status_of_ended(patience),
         }
     }
 
+    /// As [`status`](Self::status), where somebody has looked.
+    pub(crate) fn known(&self) -> Option<i32> {
+        self.status.get().copied()
+    }
+
     /// As [`status`](Self::status), of one for which all is over: one that is being killed has none yet.
     pub(crate) fn status_of_ended(&self, patience: Duration) -> Option<i32> {
-        if let Some(status) = self.status.get() {
-            return Some(*status);
+        if let Some(status) = self.known() {
+            return Some(status);
         }
         let deadline = Instant::now() + patience;
         if !super::poll::readable_until(self.as_fd(), deadline) {
-            return None;
+            // Another thread may have seen it.
+            return self.known();
         }
         // Whoever is waited for between two of these is known to the last.
         let status = self

@@ -91,6 +91,7 @@ fn child() {
         "calls-and-dies" => ends::calls_and_dies(arguments[0]),
         "drops-buses" => ends::drops_buses(arguments[0]),
         "looks-up" => succession::looks_up(arguments[0], arguments[1]),
+        "drops-its-ports" => succession::drops_its_ports(),
         "receives-and-serves" => succession::receives_and_serves(arguments[0]),
         "looks-up-for-its-parent" => succession::looks_up_for_its_parent(),
         "serves-for-a-while" => handover::serves_for_a_while(),

@@ -17,7 +17,7 @@ use shmbus::{Bus, Bytes, CallError, ConnectError, SendError, ShmMessage};
 use crate::ends::{Walk, walk};
 use crate::faults::Unchecked;
 use crate::support::{
-    Ask, Child, Counting, alone, answer, check_call, name, open, poll, tell, together,
+    Ask, Child, Counting, alone, answer, check_call, name, open, poll, tell, together, told,
 };
 
 /// What may be handled twice.
@@ -322,6 +322,65 @@ fn a_client_has_one_server_after_the_other() {
     serving.0.join().expect("it does not panic");
     drop((client, tasks, serving.1));
     assert_eq!(settled(&calling), 0);
+}
+
+/// In a child: has ports for its parent, drops them when it is told to, and has them again.
+pub(crate) fn drops_its_ports() {
+    let bus = Bus::from_parent().expect("a parent is there");
+    let offer = || {
+        let server = bus.server::<Ask>().expect("nobody else serves");
+        let looks_up = bus.server::<LookUp>().expect("nobody else serves");
+        let receiver = bus.receiver::<Ask>("asks").expect("nobody else does");
+        tell("ready");
+        (server, looks_up, receiver)
+    };
+    let ports = offer();
+    told();
+    drop(ports);
+    tell("dropped");
+    told();
+    let (_server, mut looks_up, _receiver) = offer();
+    let call = looks_up.next().expect("not forked").expect("it waits");
+    let found = Found {
+        pid: std::process::id(),
+        bytes: 0,
+        times: 1,
+    };
+    call.reply(&found).expect("its caller lives");
+    told();
+}
+
+/// It says so, and is believed; what may wait for another server does.
+#[test]
+fn a_peer_that_refuses_and_lives_on_is_not_asked_without_end() {
+    let _together = together();
+    let (bus, child) = Bus::spawn(Child::command("drops-its-ports", &[])).expect("it starts");
+    let mut child = Child::adopt(child);
+    assert_eq!(child.hear(), "ready");
+    let client = bus.client::<Ask>().expect("it is served");
+    let tasks = bus.async_client::<Ask>().expect("it is served");
+    let looks_up = bus.async_client::<LookUp>().expect("it is served");
+    let mut sender = bus.sender::<Ask>("asks").expect("it is received");
+    child.say("drop them");
+    assert_eq!(child.hear(), "dropped");
+    let request = look_up(1, Bytes::default(), 10);
+    let mut waits = pin!(looks_up.call(&request));
+    let counting = Arc::new(Counting::default());
+    assert!(poll(&mut waits, &counting.clone().into()).is_pending());
+    wait_for_nobody(|| client.call(&Ask::new(1, 10)).map(drop));
+    wait_for_nobody(|| tasks.call(&Ask::new(1, 10)).wait().map(drop));
+    let closed = |error: SendError| matches!(error, SendError::Closed { .. });
+    // Its end is told once, and then that nobody is there: in between, it is asked.
+    for _ in 0..2 {
+        while sender.try_send(&Ask::new(1, 10)).map_err(closed) != Err(true) {}
+    }
+    while counting.0.swap(0, Ordering::Relaxed) > 0 {
+        assert!(poll(&mut waits, &counting.clone().into()).is_pending());
+    }
+    child.say("have them again");
+    assert_eq!(child.hear(), "ready");
+    assert_eq!(pollster::block_on(waits).expect("it is answered").times, 1);
+    sender.send(&Ask::new(1, 10)).expect("somebody is there");
 }
 
 /// In a child: offers all that these tests ask for.

@@ -10,9 +10,10 @@ use super::claim::Claim;
 use super::client::AsyncClient;
 use super::open::Open;
 use super::strand::Strand;
-use super::strands::Lanes;
+use super::strands::{Lanes, NoLanes};
 use crate::error::{CallError, ConnectError, Ended, Fault, SendError};
 use crate::lane::{Kept, Parcel};
+use crate::link::HANDSHAKE;
 use crate::message::ShmRequest;
 use crate::service::client::{Error, give_back, may_go_on, said_of};
 use crate::service::connect::may_come;
@@ -98,10 +99,23 @@ impl<E> From<Gone> for CallError<E> {
 }
 
 impl Succession {
-    /// Until when lanes are waited for that are late then: for as long as the first that were.
-    fn waits_until(&mut self, due: Instant) -> Option<Instant> {
-        let due = *self.coming.0.get_or_insert(due);
-        (Instant::now() < due).then_some(due)
+    /// When to look again at lanes that are late then. A request that may be sent twice waits for others; any other
+    /// as long as one peer may take.
+    fn until<R: ShmRequest>(&mut self, due: Instant) -> Option<Instant> {
+        if R::IDEMPOTENT {
+            return Some(due);
+        }
+        let now = Instant::now();
+        let limit = *self.coming.0.get_or_insert(now + HANDSHAKE);
+        (now < limit).then_some(due.min(limit))
+    }
+
+    /// There are lanes to somebody.
+    fn found(&mut self) {
+        self.coming.0 = None;
+        if matches!(self.gone, Some(Gone::Before(_))) {
+            self.gone = None;
+        }
     }
 }
 
@@ -160,6 +174,7 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
             let request = (self.request, &mut self.succession.large);
             match strand.poll_send(request, self.deadline, &self.calling, waits) {
                 Poll::Pending => {
+                    self.succession.found();
                     self.waits = Some((strand, place));
                     return Ok(None);
                 }
@@ -168,11 +183,8 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
                     strand.leave(&mut place);
                     let place = &mut self.succession.coming.1;
                     match strands.another::<R>(waker.map(|waker| (place, waker)))? {
-                        Lanes::Open(next) => {
-                            self.succession.coming.0 = None;
-                            strand = next;
-                        }
-                        Lanes::Coming { due, .. } => match self.succession.waits_until(due) {
+                        Lanes::Open(next) => strand = next,
+                        Lanes::Coming { due, .. } => match self.succession.until::<R>(due) {
                             Some(due) => {
                                 self.look_again(due);
                                 return Ok(None);
@@ -191,6 +203,7 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
                 }
                 Poll::Ready(tag) => {
                     strand.leave(&mut place);
+                    self.succession.found();
                     break tag?;
                 }
             }
@@ -224,13 +237,12 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
         }
         let waits = waker.map(|waker| (&mut coming.1, waker));
         let none = match self.client.strands.successor::<R>(waits) {
-            Ok(Lanes::Open(strand)) => {
-                coming.0 = None;
-                return Ok(Some(strand));
-            }
+            Ok(Lanes::Open(strand)) => return Ok(Some(strand)),
             Ok(Lanes::Coming { due, late }) => {
-                let said = said_of(gone.take().map_or(error, Error::<R>::from), late);
-                let Some(due) = self.succession.waits_until(due) else {
+                // What is known already says more than that somebody was asked.
+                let known = gone.take().map(Error::<R>::from);
+                let said = known.unwrap_or_else(|| said_of(error, late));
+                let Some(due) = self.succession.until::<R>(due) else {
                     return Err(said);
                 };
                 self.look_again(due);
@@ -239,10 +251,15 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
             }
             Err(none) => none,
         };
+        let NoLanes {
+            error: none,
+            is_refused,
+        } = none;
         coming.0 = None;
         let waits = R::IDEMPOTENT && may_come(node, &none);
-        // Of anything else nobody may tell when it is over: descriptors that are lacking, for one.
-        let is_told = matches!(none, ConnectError::NoServer { .. });
+        // Of anything else nobody may tell when it is over: descriptors that are lacking, for one; or it was told
+        // before the peer's refusal came.
+        let is_told = matches!(none, ConnectError::NoServer { .. }) && !is_refused;
         let said = said_of(gone.take().map_or(error, Error::<R>::from), none);
         if !waits {
             return Err(said);

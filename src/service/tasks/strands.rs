@@ -61,6 +61,7 @@ impl Strands {
         if self.is_forked() {
             return Err(SendError::Forked.into());
         }
+        self.wait(waits);
         let mut opening = lock(&self.opening);
         let first = self.first();
         if first.is_closed() {
@@ -73,7 +74,7 @@ impl Strands {
         }
         // All of them are full.
         let open = all.len() * MOST_OPEN;
-        let lanes = self.poll_open::<R>(&mut opening, waits);
+        let lanes = self.poll_open::<R>(&mut opening);
         let lanes = lanes.map_err(|_| CallError::TooMany { open })?;
         if let Lanes::Open(strand) = &lanes {
             lock(&self.all).push(strand.clone());
@@ -86,13 +87,14 @@ impl Strands {
     pub(super) fn successor<R: ShmRequest>(
         &self,
         waits: Option<(&mut Place, &Waker)>,
-    ) -> Result<Lanes, ConnectError> {
+    ) -> Result<Lanes, NoLanes> {
+        self.wait(waits);
         let mut opening = lock(&self.opening);
         let first = self.first();
         if !first.is_closed() {
             return Ok(Lanes::Open(first));
         }
-        let lanes = self.poll_open::<R>(&mut opening, waits)?;
+        let lanes = self.poll_open::<R>(&mut opening)?;
         if let Lanes::Open(strand) = &lanes {
             lock(&self.all).insert(0, strand.clone());
             self.drop_closed();
@@ -100,16 +102,18 @@ impl Strands {
         Ok(lanes)
     }
 
-    /// Goes on with opening lanes, and has the task woken when there is more to do.
-    fn poll_open<R: ShmRequest>(
-        &self,
-        opening: &mut Connecting,
-        waits: Option<(&mut Place, &Waker)>,
-    ) -> Result<Lanes, ConnectError> {
+    /// Has a task woken when there is more to do for lanes that are being opened. Before the look: what comes behind
+    /// that wakes it.
+    fn wait(&self, waits: Option<(&mut Place, &Waker)>) {
         if let Some((place, waker)) = waits {
-            // Before the look: what comes behind that wakes it.
-            self.coming.keep(place, waker);
+            let before = lock(&self.coming.0).keep(place, waker);
+            // Dropped without a lock: it may be all that is left of a task.
+            drop(before);
         }
+    }
+
+    /// Goes on with opening lanes.
+    fn poll_open<R: ShmRequest>(&self, opening: &mut Connecting) -> Result<Lanes, NoLanes> {
         let coming = Waker::from(self.coming.clone());
         let opened = open_strand::<R>(&self.bus, |wanted| {
             wanted.connect(opening, Until::Woken(&coming))
@@ -117,7 +121,10 @@ impl Strands {
         match (opened, opening.due()) {
             (Ok(strand), _) => Ok(Lanes::Open(strand)),
             (Err(late), Some(due)) => Ok(Lanes::Coming { due, late }),
-            (Err(error), None) => Err(error),
+            (Err(error), None) => Err(NoLanes {
+                error,
+                is_refused: opening.is_refused(),
+            }),
         }
     }
 
@@ -155,17 +162,16 @@ pub(super) enum Lanes {
     },
 }
 
+/// Why there are none.
+pub(super) struct NoLanes {
+    pub(super) error: ConnectError,
+    /// Whether a peer said so, and not the directory of the bus.
+    pub(super) is_refused: bool,
+}
+
 /// Tasks that wait for lanes: all of them look when there is more to do, and one gets on with it.
 #[derive(Default)]
 struct Coming(Mutex<Wakers>);
-
-impl Coming {
-    fn keep(&self, place: &mut Place, waker: &Waker) {
-        let before = lock(&self.0).keep(place, waker);
-        // Dropped without the lock: it may be all that is left of a task.
-        drop(before);
-    }
-}
 
 impl Wake for Coming {
     fn wake(self: Arc<Self>) {
