@@ -348,8 +348,8 @@ impl Bus {
     ///
     /// # Errors
     ///
-    /// As [`client`](Self::client). Whoever offers it has five seconds to say hello, and five to answer, whatever is
-    /// left of that time.
+    /// As [`client`](Self::client). Whoever offers it when it is looked has five seconds to say hello, and five to
+    /// answer, whatever is left of that time.
     ///
     /// # Examples
     ///

@@ -197,7 +197,7 @@ impl<R: ShmRequest> Client<R> {
     /// # Errors
     ///
     /// [`CallError::TimedOut`] when the time is up while waiting for the reply, which is then
-    /// dropped when it comes, or for somebody in place of a server that is gone; [`SendError::Full`] when it is up
+    /// dropped when it comes, or for an answer of who is in place of a server that is gone; [`SendError::Full`] when it is up
     /// before there was room for the request.
     ///
     /// # Examples
