@@ -94,14 +94,15 @@ impl Ending {
     /// Who broke the protocol, or said that it ends the link, was not killed.
     fn ended(&self, patience: Duration, is_fault: bool) -> Option<Ended> {
         let process = self.process.get()?;
-        let status = if patience.is_zero() && !self.is_look_due() {
-            process.known()
-        } else if is_fault || self.has_said_bye() {
-            process.status_of_ended(patience)
-        } else {
-            process.status(patience)
+        let status = match is_fault || self.has_said_bye() {
+            true => process.status_of_ended(patience)?,
+            false => process.status(patience)?,
         };
-        Some(Ended::from_status(status?))
+        Some(Ended::from_status(status))
+    }
+
+    fn known(&self) -> Option<Ended> {
+        self.process.get()?.known().map(Ended::from_status)
     }
 
     /// Whether nobody has looked lately at what becomes of the process: peers must not make that what we are busy with.
@@ -131,11 +132,14 @@ impl Link {
     /// As [`ended`](Self::ended), as far as is known at once.
     #[cold]
     pub(crate) fn ended_by_now(&self) -> Option<Ended> {
-        match self.origin.is_forked() || self.ending.since.get().is_none() {
-            true => None,
-            false => self
-                .ending
-                .ended(Duration::ZERO, self.fault.get().is_some()),
+        let ending = &self.ending;
+        if self.origin.is_forked() || ending.since.get().is_none() {
+            return None;
+        }
+        // Asked with each message that is not sent.
+        match ending.is_look_due() {
+            true => ending.ended(Duration::ZERO, self.fault.get().is_some()),
+            false => ending.known(),
         }
     }
 }

@@ -50,7 +50,7 @@ impl Drop for Closer {
     }
 }
 
-/// How long what a peer has answered is taken for what it would answer now.
+/// How long tasks that wait together take a refusal for what they would be answered, too.
 const LATELY: Duration = Duration::from_millis(50);
 
 /// A port that a process is asked for.
@@ -68,11 +68,23 @@ pub(crate) struct Connecting {
     opening: Option<Opening>,
     /// When the peer is late, where it is waited for.
     due: Option<Instant>,
-    /// Over which link it was asked anew, rather than believe what it had answered before, and when.
-    asked_anew: Option<(u64, Instant)>,
-    /// Whether the last attempt failed as the peer refused it.
+    /// The last attempt that a peer refused.
+    refused: Option<Refused>,
+    /// Whether the last attempt failed as a peer refused it.
     is_refused: bool,
+    /// How many attempts there were.
+    count: u64,
 }
+
+struct Refused {
+    number: u64,
+    link: u64,
+    at: Instant,
+}
+
+/// The number of the attempt that somebody waits for, or had begun and will look at again: what comes of that is
+/// believed. What came of any other says nothing of who has the port by now.
+pub(crate) type Joined = Option<u64>;
 
 impl Connecting {
     /// When the peer is late, where an attempt failed only as its user's time was up.
@@ -108,8 +120,9 @@ impl Wanted<'_> {
         until: Until<'_>,
     ) -> Result<Connected, ConnectError> {
         let mut pause = Duration::from_micros(200);
+        let mut joined = None;
         loop {
-            let result = self.connect(connecting, until);
+            let result = self.connect(connecting, &mut joined, until);
             let retry = result.as_ref().is_err_and(|e| may_come(self.node, e));
             let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             match left {
@@ -135,37 +148,58 @@ impl Wanted<'_> {
     pub(super) fn connect(
         &self,
         connecting: &mut Connecting,
+        joined: &mut Joined,
         until: Until<'_>,
     ) -> Result<Connected, ConnectError> {
-        connecting.due = None;
-        connecting.is_refused = false;
+        (connecting.due, connecting.is_refused) = (None, false);
         self.node.check_fork()?;
         crate::link::place::check_name(self.name)?;
+        let waited = joined.take();
         if let Some(opening) = connecting.opening.take() {
             let answer = opening.wait(until);
             if opening.is_awaited(answer.as_ref()) {
-                return Err(self.go_on_later(connecting, opening));
+                return Err(self.go_on_later(connecting, joined, opening));
             }
-            let token = opening.closer.link.token();
-            let lately = |(over, at): (u64, Instant)| over == token && at.elapsed() < LATELY;
-            let is_news = answer.is_some() && connecting.asked_anew.is_some_and(lately);
-            if opening.is_open(answer.as_ref()) || is_news {
+            let is_news = waited == Some(opening.number);
+            if opening.is_open(answer.as_ref()) || is_news && self.has_port(&opening.closer.link)? {
                 return self.end(connecting, opening, answer);
             }
-            // Nobody waited for what came of it, and another may have the port by now.
-            connecting.asked_anew = Some((token, Instant::now()));
+        } else if self.is_refused_again(connecting, waited, until)? {
+            connecting.is_refused = true;
+            return Err(no_server(self.node, self.name));
         }
         let link = self.link()?;
         let due = Instant::now() + HANDSHAKE;
         if !link.wait_hello(due, until) {
             return Err(self.ungreeted(connecting, &link, due));
         }
-        let opening = self.ask(&link)?;
+        connecting.count += 1;
+        let opening = self.ask(&link, connecting.count)?;
         let answer = opening.wait(until);
         match opening.is_awaited(answer.as_ref()) {
-            true => Err(self.go_on_later(connecting, opening)),
+            true => Err(self.go_on_later(connecting, joined, opening)),
             false => self.end(connecting, opening, answer),
         }
+    }
+
+    /// Whether this is who has the port now.
+    fn has_port(&self, link: &Arc<Link>) -> Result<bool, ConnectError> {
+        Ok(self.link()?.token() == link.token())
+    }
+
+    /// Whether whoever has the port has refused it to somebody who asked together with this one.
+    fn is_refused_again(
+        &self,
+        connecting: &Connecting,
+        waited: Joined,
+        until: Until<'_>,
+    ) -> Result<bool, ConnectError> {
+        let Some(refused) = &connecting.refused else {
+            return Ok(false);
+        };
+        let is_task = matches!(until, Until::Woken(_));
+        let is_news = waited == Some(refused.number) || is_task && refused.at.elapsed() < LATELY;
+        Ok(is_news && self.link()?.token() == refused.link)
     }
 
     fn end(
@@ -174,11 +208,24 @@ impl Wanted<'_> {
         opening: Opening,
         answer: Option<Answer>,
     ) -> Result<Connected, ConnectError> {
-        connecting.is_refused = matches!(answer, Some(Err(_)));
+        if matches!(answer, Some(Err(Refusal::NoServer | Refusal::NoMemory))) {
+            connecting.is_refused = true;
+            connecting.refused = Some(Refused {
+                number: opening.number,
+                link: opening.closer.link.token(),
+                at: Instant::now(),
+            });
+        }
         opening.end(self.node, self.contract, answer)
     }
 
-    fn go_on_later(&self, connecting: &mut Connecting, opening: Opening) -> ConnectError {
+    fn go_on_later(
+        &self,
+        connecting: &mut Connecting,
+        joined: &mut Joined,
+        opening: Opening,
+    ) -> ConnectError {
+        *joined = Some(opening.number);
         let error = self.no_answer(&opening.closer.link);
         connecting.due = Some(opening.due);
         connecting.opening = Some(opening);
@@ -220,13 +267,14 @@ impl Wanted<'_> {
     }
 
     /// Asks for the port.
-    fn ask(&self, link: &Arc<Link>) -> Result<Opening, ConnectError> {
+    fn ask(&self, link: &Arc<Link>, number: u64) -> Result<Opening, ConnectError> {
         let sleeper = self.node.new_sleeper(self.waiter)?;
         let ends = (sleeper.clone(), Line::new(sleeper));
         let name = (self.name, None);
-        let (opening, open) = Opening::begin(self.node, link, name, self.contract, ends, None)?;
+        let begun = Opening::begin(self.node, link, name, self.contract, ends, None);
+        let (opening, open) = begun?;
         link.say(&open).map_err(|_| lost(link))?;
-        Ok(opening)
+        Ok(Opening { number, ..opening })
     }
 
     fn wait_for_owner(&self, pause: Duration) {
@@ -316,6 +364,8 @@ struct Opening {
     closer: Closer,
     sleeper: Arc<Sleeper>,
     unjoined: Unjoined,
+    /// Which attempt this is.
+    number: u64,
     /// When its answer is late.
     due: Instant,
 }
@@ -374,6 +424,7 @@ impl Opening {
             closer,
             sleeper,
             unjoined: Unjoined(Some((link.clone(), id))),
+            number: 0,
             due: Instant::now() + HANDSHAKE,
         };
         Ok((opening, open))
@@ -394,6 +445,7 @@ impl Opening {
             closer,
             sleeper,
             mut unjoined,
+            number: _,
             due: _,
         } = self;
         let link = closer.link.clone();

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytemuck::Pod;
 
-use super::connect::{Closer, Connected, Connecting, Wanted};
+use super::connect::{Closer, Connected, Connecting, Joined, Wanted};
 use super::contract::Contract;
 use super::hub::Hub;
 use super::port::HubPort;
@@ -200,6 +200,7 @@ pub struct Sender<T: ShmMessage> {
     closer: Closer,
     /// With the receiver's successor.
     connecting: Connecting,
+    joined: Joined,
     bus: Arc<BusShared>,
     _message: PhantomData<fn(T)>,
 }
@@ -225,6 +226,7 @@ impl<T: ShmMessage> Sender<T> {
             is_told: false,
             closer,
             connecting: Connecting::default(),
+            joined: None,
             bus: bus.clone(),
             _message: PhantomData,
         })
@@ -393,7 +395,7 @@ impl<T: ShmMessage> Sender<T> {
             contract: &Contract::one_way::<T>(),
             waiter: Waiter::Thread,
         };
-        let connected = wanted.connect(&mut self.connecting, until);
+        let connected = wanted.connect(&mut self.connecting, &mut self.joined, until);
         let Ok(Connected { outbox, closer, .. }) = connected else {
             // It may come still: there is no room for the message yet.
             let is_coming = self.connecting.due().is_some();

@@ -16,7 +16,7 @@ use crate::lane::{Kept, Parcel};
 use crate::link::HANDSHAKE;
 use crate::message::ShmRequest;
 use crate::service::client::{Error, give_back, may_go_on, said_of};
-use crate::service::connect::may_come;
+use crate::service::connect::{Joined, may_come};
 use crate::service::scope;
 use crate::service::trace::Calling;
 use crate::wait::block::block_on;
@@ -63,7 +63,8 @@ struct Succession {
     large: Option<Parcel>,
     gone: Option<Gone>,
     place: Place,
-    /// Until when lanes that are being opened are waited for, and where.
+    /// Lanes that are being opened: which they are, where they are waited for, and until when.
+    joined: Joined,
     coming: (Option<Instant>, Place),
     /// When it is looked for one again, whether or not anybody tells of one.
     retry: Option<Timeout>,
@@ -181,8 +182,9 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
                 // Perhaps others took the last places meanwhile.
                 Poll::Ready(Err(error @ CallError::TooMany { .. })) => {
                     strand.leave(&mut place);
-                    let place = &mut self.succession.coming.1;
-                    match strands.another::<R>(waker.map(|waker| (place, waker)))? {
+                    let Succession { joined, coming, .. } = &mut self.succession;
+                    let waits = waker.map(|waker| (&mut coming.1, waker));
+                    match strands.another::<R>(joined, waits)? {
                         Lanes::Open(next) => strand = next,
                         Lanes::Coming { due, .. } => match self.succession.until::<R>(due) {
                             Some(due) => {
@@ -228,6 +230,7 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
             gone,
             place,
             coming,
+            joined,
             ..
         } = &mut self.succession;
         if R::IDEMPOTENT {
@@ -236,12 +239,10 @@ impl<'a, R: ShmRequest> Pending<'a, R> {
             kept.transpose().map_err(ConnectError::from)?;
         }
         let waits = waker.map(|waker| (&mut coming.1, waker));
-        let none = match self.client.strands.successor::<R>(waits) {
+        let none = match self.client.strands.successor::<R>(joined, waits) {
             Ok(Lanes::Open(strand)) => return Ok(Some(strand)),
             Ok(Lanes::Coming { due, late }) => {
-                // What is known already says more than that somebody was asked.
-                let known = gone.take().map(Error::<R>::from);
-                let said = known.unwrap_or_else(|| said_of(error, late));
+                let said = said_of(gone.take().map_or(error, Error::<R>::from), late);
                 let Some(due) = self.succession.until::<R>(due) else {
                     return Err(said);
                 };

@@ -12,7 +12,7 @@ use crate::link::{Until, lock};
 use crate::memory::layout::MOST_OPEN;
 use crate::message::ShmRequest;
 use crate::service::client::Error;
-use crate::service::connect::{Connected, Connecting, Wanted};
+use crate::service::connect::{Connected, Connecting, Joined, Wanted};
 use crate::service::contract::Contract;
 use crate::wait::tasks::{Place, Wakers, wake};
 use crate::wait::{Wait, Waiter};
@@ -56,6 +56,7 @@ impl Strands {
     #[cold]
     pub(super) fn another<R: ShmRequest>(
         &self,
+        joined: &mut Joined,
         waits: Option<(&mut Place, &Waker)>,
     ) -> Result<Lanes, Error<R>> {
         if self.is_forked() {
@@ -74,7 +75,7 @@ impl Strands {
         }
         // All of them are full.
         let open = all.len() * MOST_OPEN;
-        let lanes = self.poll_open::<R>(&mut opening);
+        let lanes = self.poll_open::<R>(&mut opening, joined);
         let lanes = lanes.map_err(|_| CallError::TooMany { open })?;
         if let Lanes::Open(strand) = &lanes {
             lock(&self.all).push(strand.clone());
@@ -86,6 +87,7 @@ impl Strands {
     #[cold]
     pub(super) fn successor<R: ShmRequest>(
         &self,
+        joined: &mut Joined,
         waits: Option<(&mut Place, &Waker)>,
     ) -> Result<Lanes, NoLanes> {
         self.wait(waits);
@@ -94,7 +96,7 @@ impl Strands {
         if !first.is_closed() {
             return Ok(Lanes::Open(first));
         }
-        let lanes = self.poll_open::<R>(&mut opening)?;
+        let lanes = self.poll_open::<R>(&mut opening, joined)?;
         if let Lanes::Open(strand) = &lanes {
             lock(&self.all).insert(0, strand.clone());
             self.drop_closed();
@@ -113,10 +115,14 @@ impl Strands {
     }
 
     /// Goes on with opening lanes.
-    fn poll_open<R: ShmRequest>(&self, opening: &mut Connecting) -> Result<Lanes, NoLanes> {
+    fn poll_open<R: ShmRequest>(
+        &self,
+        opening: &mut Connecting,
+        joined: &mut Joined,
+    ) -> Result<Lanes, NoLanes> {
         let coming = Waker::from(self.coming.clone());
         let opened = open_strand::<R>(&self.bus, |wanted| {
-            wanted.connect(opening, Until::Woken(&coming))
+            wanted.connect(opening, joined, Until::Woken(&coming))
         });
         match (opened, opening.due()) {
             (Ok(strand), _) => Ok(Lanes::Open(strand)),
