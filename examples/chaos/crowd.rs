@@ -14,6 +14,8 @@ use crate::worker::BUS;
 
 /// Who does nothing for so long hangs.
 const HANG: Duration = Duration::from_secs(20);
+/// A killed process that the kernel takes so long for is what others may wait for: its sockets are closed only then.
+const LONG_DEATH: Duration = Duration::from_secs(10);
 
 /// What was done to the processes of one place.
 #[derive(Clone, Copy, Default)]
@@ -199,9 +201,11 @@ impl Crowd {
     pub fn hanging(&mut self) -> Vec<String> {
         let mut hanging = Vec::new();
         let mut others = Vec::new();
+        let is_long = |(_, killed): &(Child, Instant)| killed.elapsed() > LONG_DEATH;
+        let waits = self.dying.iter().any(is_long);
         for (slot, member) in self.members.iter_mut().enumerate() {
             let progress = self.ledger.slots[slot].progress.get();
-            if progress != member.progress.0 || member.stopped.is_some() {
+            if progress != member.progress.0 || member.stopped.is_some() || waits {
                 member.progress = (progress, Instant::now());
             } else if member.progress.1.elapsed() > HANG {
                 hanging.push(describe(slot, member));

@@ -50,7 +50,7 @@ impl Drop for Closer {
     }
 }
 
-/// How long tasks that wait together take a refusal for what they would be answered, too.
+/// How long tasks that were refused, and wait on, take another's refusal for what they would be answered, too.
 const LATELY: Duration = Duration::from_millis(50);
 
 /// A port that a process is asked for.
@@ -85,6 +85,8 @@ struct Refused {
 /// The number of the attempt that somebody waits for, or had begun and will look at again: what comes of that is
 /// believed. What came of any other says nothing of who has the port by now.
 pub(crate) type Joined = Option<u64>;
+/// In place of that number, for whoever was refused.
+const NONE: u64 = 0;
 
 impl Connecting {
     /// When the peer is late, where an attempt failed only as its user's time was up.
@@ -162,10 +164,11 @@ impl Wanted<'_> {
             }
             let is_news = waited == Some(opening.number);
             if opening.is_open(answer.as_ref()) || is_news && self.has_port(&opening.closer.link)? {
-                return self.end(connecting, opening, answer);
+                return self.end(connecting, joined, opening, answer);
             }
         } else if self.is_refused_again(connecting, waited, until)? {
             connecting.is_refused = true;
+            *joined = Some(NONE);
             return Err(no_server(self.node, self.name));
         }
         let link = self.link()?;
@@ -178,7 +181,7 @@ impl Wanted<'_> {
         let answer = opening.wait(until);
         match opening.is_awaited(answer.as_ref()) {
             true => Err(self.go_on_later(connecting, joined, opening)),
-            false => self.end(connecting, opening, answer),
+            false => self.end(connecting, joined, opening, answer),
         }
     }
 
@@ -197,19 +200,21 @@ impl Wanted<'_> {
         let Some(refused) = &connecting.refused else {
             return Ok(false);
         };
-        let is_task = matches!(until, Until::Woken(_));
-        let is_news = waited == Some(refused.number) || is_task && refused.at.elapsed() < LATELY;
+        let is_lately = || matches!(until, Until::Woken(_)) && refused.at.elapsed() < LATELY;
+        let is_news = waited == Some(refused.number) || waited.is_some() && is_lately();
         Ok(is_news && self.link()?.token() == refused.link)
     }
 
     fn end(
         &self,
         connecting: &mut Connecting,
+        joined: &mut Joined,
         opening: Opening,
         answer: Option<Answer>,
     ) -> Result<Connected, ConnectError> {
         if matches!(answer, Some(Err(Refusal::NoServer | Refusal::NoMemory))) {
             connecting.is_refused = true;
+            *joined = Some(NONE);
             connecting.refused = Some(Refused {
                 number: opening.number,
                 link: opening.closer.link.token(),
