@@ -99,6 +99,19 @@ impl Connecting {
         self.is_refused
     }
 
+    /// Remembers an attempt that was refused, for others who wait; false where it was not.
+    fn note(&mut self, opening: &Opening, answer: Option<&Answer>) -> bool {
+        let is_refused = matches!(answer, Some(Err(Refusal::NoServer | Refusal::NoMemory)));
+        if is_refused {
+            self.refused = Some(Refused {
+                number: opening.number,
+                link: opening.closer.link.token(),
+                at: Instant::now(),
+            });
+        }
+        is_refused
+    }
+
     /// Whether somebody was asked, and has not answered when that was looked at.
     #[cfg(test)]
     pub(super) fn has_asked(&self) -> bool {
@@ -162,10 +175,13 @@ impl Wanted<'_> {
             if opening.is_awaited(answer.as_ref()) {
                 return Err(self.go_on_later(connecting, joined, opening));
             }
-            let is_news = waited == Some(opening.number);
+            // Attempts come one behind the other: whoever waited for any finds none that began before that.
+            let is_news = waited.is_some();
             if opening.is_open(answer.as_ref()) || is_news && self.has_port(&opening.closer.link)? {
                 return self.end(connecting, joined, opening, answer);
             }
+            // This one asks anew, and those who wait need not.
+            connecting.note(&opening, answer.as_ref());
         } else if self.is_refused_again(connecting, waited, until)? {
             connecting.is_refused = true;
             *joined = Some(NONE);
@@ -201,7 +217,8 @@ impl Wanted<'_> {
             return Ok(false);
         };
         let is_lately = || matches!(until, Until::Woken(_)) && refused.at.elapsed() < LATELY;
-        let is_news = waited == Some(refused.number) || waited.is_some() && is_lately();
+        let is_past = |waited| waited != NONE && waited <= refused.number;
+        let is_news = waited.is_some_and(|waited| is_past(waited) || is_lately());
         Ok(is_news && self.link()?.token() == refused.link)
     }
 
@@ -212,14 +229,9 @@ impl Wanted<'_> {
         opening: Opening,
         answer: Option<Answer>,
     ) -> Result<Connected, ConnectError> {
-        if matches!(answer, Some(Err(Refusal::NoServer | Refusal::NoMemory))) {
+        if connecting.note(&opening, answer.as_ref()) {
             connecting.is_refused = true;
             *joined = Some(NONE);
-            connecting.refused = Some(Refused {
-                number: opening.number,
-                link: opening.closer.link.token(),
-                at: Instant::now(),
-            });
         }
         opening.end(self.node, self.contract, answer)
     }

@@ -401,7 +401,7 @@ impl<T: ShmMessage> Sender<T> {
             let is_coming = self.connecting.due().is_some();
             return Err(if is_coming { SendError::Full } else { closed });
         };
-        (self.outbox, self.closer) = (outbox, closer);
+        (self.outbox, self.closer, self.joined) = (outbox, closer, None);
         self.is_told = false;
         send(&mut self.outbox)
     }

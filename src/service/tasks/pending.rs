@@ -113,7 +113,7 @@ impl Succession {
 
     /// There are lanes to somebody.
     fn found(&mut self) {
-        self.coming.0 = None;
+        (self.coming.0, self.joined) = (None, None);
         if matches!(self.gone, Some(Gone::Before(_))) {
             self.gone = None;
         }
